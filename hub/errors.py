@@ -1,0 +1,90 @@
+"""What can go wrong between a shard and its hub.
+
+    HubError
+    ├── HubUnavailable      temporary: the hub is away, or did not answer within the deadline
+    │   └── JournalFull     temporary: too much is already waiting for the hub to come back
+    ├── HubRefused          the hub answers and says no: wrong password, missing ACL permission
+    ├── HubMisconfigured    the URL, the environment or a file named by it cannot work
+    ├── MessageTooLarge     a publication above the hub's own maximum; it never reached Redis
+    └── LeaseTaken          the shard number is held by another live process
+
+Every error is raised with its facts as attributes; the sentence is made in ``__str__``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "HubError",
+    "HubMisconfigured",
+    "HubRefused",
+    "HubUnavailable",
+    "JournalFull",
+    "LeaseTaken",
+    "MessageTooLarge",
+]
+
+
+class HubError(Exception):
+    """Base of all errors a hub raises."""
+
+
+class HubUnavailable(HubError):
+    """The hub is away or silent; the same call may succeed later."""
+
+    def __init__(self, hub: str, reason: str) -> None:
+        super().__init__(hub, reason)
+        self.hub = hub
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the hub {self.hub} is not available: {self.reason}"
+
+
+class JournalFull(HubUnavailable):
+    """The bounded journal of publications that wait for the hub has no room."""
+
+    def __init__(self, hub: str, waiting: int, waiting_bytes: int) -> None:
+        super().__init__(hub, f"{waiting} publications ({waiting_bytes} bytes) already wait for it")
+        self.waiting = waiting
+        self.waiting_bytes = waiting_bytes
+
+
+class HubRefused(HubError):
+    """The hub answered, and refused. Waiting does not help; a changed password or ACL does."""
+
+    def __init__(self, hub: str, reason: str) -> None:
+        super().__init__(hub, reason)
+        self.hub = hub
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the hub {self.hub} refused: {self.reason}"
+
+
+class HubMisconfigured(HubError):
+    """What was configured for the hub cannot work; the message names it and the remedy."""
+
+
+class MessageTooLarge(HubError):
+    """A publication is larger than the hub carries."""
+
+    def __init__(self, size: int, maximum: int) -> None:
+        super().__init__(size, maximum)
+        self.size = size
+        self.maximum = maximum
+
+    def __str__(self) -> str:
+        return f"a publication of {self.size} bytes is above the maximum of {self.maximum}"
+
+
+class LeaseTaken(HubError):
+    """The number of a shard is held by another live process."""
+
+    def __init__(self, shard: int, host: str, pid: int) -> None:
+        super().__init__(shard, host, pid)
+        self.shard = shard
+        self.host = host
+        self.pid = pid
+
+    def __str__(self) -> str:
+        return f"shard {self.shard} is already running: process {self.pid} on host {self.host}"

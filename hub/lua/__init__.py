@@ -1,0 +1,1 @@
+"""The Lua scripts that run inside Redis, one file each."""

@@ -1,0 +1,1 @@
+"""Twisted protocols: bytes in, frames out, no decisions."""

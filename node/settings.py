@@ -1,0 +1,177 @@
+"""Everything that can be set, with its unit, bounds and default. Values only: no Twisted, no I/O.
+
+Each field of a section is one setting. Its key in the configuration file is ``section.field``; its
+flag and environment variable are made from that by ``spread.node.flags`` (a few have shorter names,
+given in ``spread.node.flags.SHORT``). The description is what ``--help`` shows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+__all__ = ["HubSettings", "NodeSettings", "Settings", "TextSettings"]
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shard itself."""
+
+    shard: Annotated[
+        str,
+        Meta(
+            description="Which shard to run: a number (0 to 1023), a range A-B (one process each), "
+            "or auto (the lowest number that no live shard holds)."
+        ),
+    ] = "auto"
+    http: Annotated[
+        str, Meta(description="HOST:PORT for HTTP, or off. Shared by all shards of a machine.")
+    ] = "127.0.0.1:8000"
+    ops: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT for /healthz, /readyz and /metrics, or off. The number of the shard is "
+            "added to the port. Never expose it to the public."
+        ),
+    ] = "127.0.0.1:8100"
+    log_format: Annotated[Literal["text", "json"], Meta(description="How log lines are written to stderr.")] = "text"
+    log_level: Annotated[
+        Literal["debug", "info", "warn", "error"], Meta(description="The least level that is logged.")
+    ] = "info"
+    allow_anonymous: Annotated[
+        bool,
+        Meta(
+            description="Let anyone who can reach a public (non-loopback) address in, without authentication."
+        ),
+    ] = False
+    max_clients: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Clients of one shard; one more is told so and closed. 0: as many as the limit on "
+            "open files allows.",
+        ),
+    ] = 0
+    max_clients_per_address: Annotated[
+        int, Meta(ge=0, description="Clients of one shard from one IP address. 0: no limit.")
+    ] = 0
+    outbox_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=65536,
+            le=1 << 30,
+            description="Bytes that may wait for one client; a client that is slower than this is closed.",
+        ),
+    ] = 1 << 20
+    fanout_seconds: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Longest time the shard delivers messages before it serves others."),
+    ] = 0.005
+    inbox_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=65536,
+            le=1 << 30,
+            description="Bytes of messages from the hub that may wait to be delivered; above it the shard "
+            "stops reading from the hub.",
+        ),
+    ] = 4 << 20
+    stop_seconds: Annotated[
+        Seconds, Meta(description="Longest time a clean stop may take, from the first signal to the exit.")
+    ] = 10.0
+
+
+class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The hub: Redis or Valkey, where shards meet."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="redis://[user:password@]host:port[/db], rediss://..., redis+unix:///path, "
+            "redis+sentinel://h1:p,h2:p/name[/db], embedded: (a private Valkey of this machine), "
+            "or memory: (this shard alone)."
+        ),
+    ] = "embedded:"
+    prefix: Annotated[
+        str, Meta(min_length=1, max_length=64, description="First part of every key and channel in Redis.")
+    ] = "spread"
+    tls_ca: Annotated[
+        str, Meta(description="PEM file of the authorities that may sign the hub's certificate; default: the system's.")
+    ] = ""
+    tls_cert: Annotated[str, Meta(description="PEM file of the certificate shown to the hub.")] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the key of --hub-tls-cert.")] = ""
+    start_seconds: Annotated[
+        Seconds, Meta(description="How long a starting shard waits for the hub before it gives up.")
+    ] = 5.0
+    reply_seconds: Annotated[
+        Seconds, Meta(description="A hub connection that leaves a command unanswered this long is cut.")
+    ] = 3.0
+    publish_seconds: Annotated[
+        Seconds,
+        Meta(description="How long a publication may wait for the hub before its publisher gets an error."),
+    ] = 5.0
+    journal_max_bytes: Annotated[
+        int, Meta(ge=0, le=1 << 30, description="Bytes of publications that may wait while the hub is away.")
+    ] = 8 << 20
+    journal_max_publications: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="Publications that may wait while the hub is away.")
+    ] = 100_000
+    linger_seconds: Annotated[
+        Seconds, Meta(description="How long a channel is still heard after its last client has left it.")
+    ] = 3.0
+    probe_seconds: Annotated[
+        Seconds,
+        Meta(description="A subscriber connection that is silent this long is probed, and cut if it stays deaf."),
+    ] = 3.0
+
+
+class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The text protocol."""
+
+    listen: Annotated[
+        str, Meta(description="HOST:PORT for the text protocol, or off. Shared by all shards of a machine.")
+    ] = "127.0.0.1:8007"
+    greeting: Annotated[
+        str,
+        Meta(
+            max_length=4096,
+            description="Line sent to each new client; {number} counts the clients of the whole cluster.",
+        ),
+    ] = "欢迎来到Spread Site,您是第{number}个客户端用户!"
+    goodbye: Annotated[
+        str, Meta(max_length=4096, description="Line sent to each client when the shard stops; {shard} is its number.")
+    ] = "goodbye: shard {shard} is stopping, please connect again"
+    channel: Annotated[
+        str, Meta(min_length=1, max_length=255, description="The channel a client is in until it joins another.")
+    ] = "lobby"
+    message_max_bytes: Annotated[
+        int,
+        Meta(ge=1, le=16 << 20, description="Largest message; a client that sends a larger one is closed."),
+    ] = 65536
+    idle_flush_seconds: Annotated[
+        Seconds,
+        Meta(description="What has come without a line ending is a message after this time."),
+    ] = 0.2
+    max_messages_per_second: Annotated[
+        float,
+        Meta(ge=0, description="Messages of one client; what is above is refused with an error line. 0: no limit."),
+    ] = 0
+    max_unacknowledged: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Messages of one client that may be on their way to the hub; above it the client is "
+            "not read until some have arrived.",
+        ),
+    ] = 256
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All sections of the configuration."""
+
+    node: NodeSettings = NodeSettings()
+    hub: HubSettings = HubSettings()
+    text: TextSettings = TextSettings()
