@@ -27,7 +27,7 @@ from typing import Protocol
 import msgspec
 from twisted.internet.defer import Deferred
 
-__all__ = ["Format", "Hub", "Incumbent", "Load", "Publication", "Receiver", "ShardInfo", "ShardIdentity"]
+__all__ = ["Format", "Hub", "Incumbent", "Load", "Publication", "Receiver", "ShardIdentity", "ShardInfo"]
 
 
 class Format(IntEnum):

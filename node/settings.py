@@ -36,7 +36,9 @@ class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "added to the port. Never expose it to the public."
         ),
     ] = "127.0.0.1:8100"
-    log_format: Annotated[Literal["text", "json"], Meta(description="How log lines are written to stderr.")] = "text"
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="How log lines are written to stderr.")
+    ] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warn", "error"], Meta(description="The least level that is logged.")
     ] = "info"
@@ -98,7 +100,10 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         str, Meta(min_length=1, max_length=64, description="First part of every key and channel in Redis.")
     ] = "spread"
     tls_ca: Annotated[
-        str, Meta(description="PEM file of the authorities that may sign the hub's certificate; default: the system's.")
+        str,
+        Meta(
+            description="PEM file of the authorities that may sign the hub's certificate; default: the system's."
+        ),
     ] = ""
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate shown to the hub.")] = ""
     tls_key: Annotated[str, Meta(description="PEM file of the key of --hub-tls-cert.")] = ""
@@ -123,7 +128,9 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 3.0
     probe_seconds: Annotated[
         Seconds,
-        Meta(description="A subscriber connection that is silent this long is probed, and cut if it stays deaf."),
+        Meta(
+            description="A subscriber connection that is silent this long is probed, and cut if it stays deaf."
+        ),
     ] = 3.0
 
 
@@ -141,10 +148,15 @@ class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = "欢迎来到Spread Site,您是第{number}个客户端用户!"
     goodbye: Annotated[
-        str, Meta(max_length=4096, description="Line sent to each client when the shard stops; {shard} is its number.")
+        str,
+        Meta(
+            max_length=4096,
+            description="Line sent to each client when the shard stops; {shard} is its number.",
+        ),
     ] = "goodbye: shard {shard} is stopping, please connect again"
     channel: Annotated[
-        str, Meta(min_length=1, max_length=255, description="The channel a client is in until it joins another.")
+        str,
+        Meta(min_length=1, max_length=255, description="The channel a client is in until it joins another."),
     ] = "lobby"
     message_max_bytes: Annotated[
         int,
@@ -156,7 +168,10 @@ class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 0.2
     max_messages_per_second: Annotated[
         float,
-        Meta(ge=0, description="Messages of one client; what is above is refused with an error line. 0: no limit."),
+        Meta(
+            ge=0,
+            description="Messages of one client; what is above is refused with an error line. 0: no limit.",
+        ),
     ] = 0
     max_unacknowledged: Annotated[
         int,
