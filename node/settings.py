@@ -102,7 +102,7 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tls_ca: Annotated[
         str,
         Meta(
-            description="PEM file of the authorities that may sign the hub's certificate; default: the system's."
+            description="PEM file of the authorities that may sign the hub's certificate; else the system's."
         ),
     ] = ""
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate shown to the hub.")] = ""
@@ -128,9 +128,7 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 3.0
     probe_seconds: Annotated[
         Seconds,
-        Meta(
-            description="A subscriber connection that is silent this long is probed, and cut if it stays deaf."
-        ),
+        Meta(description="A subscriber connection silent for this long is probed, and cut if it stays deaf."),
     ] = 3.0
 
 
