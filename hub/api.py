@@ -27,7 +27,17 @@ from typing import Protocol
 import msgspec
 from twisted.internet.defer import Deferred
 
-__all__ = ["Format", "Hub", "Incumbent", "Load", "Publication", "Receiver", "ShardIdentity", "ShardInfo"]
+__all__ = [
+    "Format",
+    "Hub",
+    "HubCounters",
+    "Incumbent",
+    "Load",
+    "Publication",
+    "Receiver",
+    "ShardIdentity",
+    "ShardInfo",
+]
 
 
 class Format(IntEnum):
@@ -114,6 +124,25 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
     identity: ShardIdentity
 
 
+class HubCounters(msgspec.Struct, kw_only=True):
+    """What a hub counts for the metrics; plain numbers that only grow, but for the last three."""
+
+    published: int = 0
+    publish_retries: int = 0
+    publish_failures: int = 0
+    received: int = 0
+    duplicates: int = 0
+    malformed: int = 0
+    unknown_versions: int = 0
+    reconnects: int = 0
+    deaf_links: int = 0
+    missed_windows: int = 0
+    missed_seconds: float = 0.0
+    subscribed_channels: int = 0
+    journal_publications: int = 0
+    journal_bytes: int = 0
+
+
 class Hub(Protocol):
     """One shard's access to the hub.
 
@@ -128,6 +157,11 @@ class Hub(Protocol):
     @property
     def is_live(self) -> bool:
         """Commands are answered and subscriptions are being heard."""
+        ...
+
+    @property
+    def counters(self) -> HubCounters:
+        """The live counters; read them, do not keep a copy."""
         ...
 
     def start(self, receiver: Receiver) -> Deferred[None]:

@@ -2,9 +2,11 @@
 
     HubError
     ├── HubUnavailable      temporary: the hub is away, or did not answer within the deadline
-    │   └── JournalFull     temporary: too much is already waiting for the hub to come back
+    │   ├── JournalFull     temporary: too much is already waiting for the hub to come back
+    │   └── LinkLost        a connection broke; whether its unanswered commands were done is unknown
     ├── HubRefused          the hub answers and says no: wrong password, missing ACL permission
     ├── HubMisconfigured    the URL, the environment or a file named by it cannot work
+    ├── ReplyError          Redis answered one command with an error
     ├── MessageTooLarge     a publication above the hub's own maximum; it never reached Redis
     └── LeaseTaken          the shard number is held by another live process
 
@@ -20,7 +22,9 @@ __all__ = [
     "HubUnavailable",
     "JournalFull",
     "LeaseTaken",
+    "LinkLost",
     "MessageTooLarge",
+    "ReplyError",
 ]
 
 
@@ -49,6 +53,10 @@ class JournalFull(HubUnavailable):
         self.waiting_bytes = waiting_bytes
 
 
+class LinkLost(HubUnavailable):
+    """A connection to the hub broke. Commands it had not answered may or may not have been done."""
+
+
 class HubRefused(HubError):
     """The hub answered, and refused. Waiting does not help; a changed password or ACL does."""
 
@@ -63,6 +71,32 @@ class HubRefused(HubError):
 
 class HubMisconfigured(HubError):
     """What was configured for the hub cannot work; the message names it and the remedy."""
+
+
+class ReplyError(HubError):
+    """Redis answered a command with an error."""
+
+    LATER = frozenset({"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY"})
+    """Codes that mean: not done, ask again in a moment."""
+    REFUSALS = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
+    """Codes that mean: not with these credentials."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = message.split(" ", 1)[0]
+        # Servers before 6.2 answer a wrong password with a plain ERR.
+        if message.startswith(("ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")):
+            self.code = "WRONGPASS"
+
+    @property
+    def is_later(self) -> bool:
+        """Nothing was done, and the same command may succeed in a moment."""
+        return self.code in self.LATER
+
+    @property
+    def is_refusal(self) -> bool:
+        """The credentials do not allow it."""
+        return self.code in self.REFUSALS
 
 
 class MessageTooLarge(HubError):

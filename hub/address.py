@@ -1,0 +1,171 @@
+"""The address of a hub: what ``--hub`` may say. Values only: no Twisted, no I/O.
+
+    embedded:                                          a private Valkey of this machine
+    memory:                                            this process alone
+    redis://[user:password@]host[:port][/db]           plain TCP
+    rediss://...                                       the same over TLS, verified
+    redis+unix:///path/to.sock[?db=N&username=&password=]
+    redis+sentinel://[user:password@]h1[:p],h2[:p]/name[/db][?sentinel_username=&sentinel_password=]
+    rediss+sentinel://...                              the same with TLS to the servers
+
+Credentials are percent-decoded, so that a password may hold any character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from spread.hub.errors import HubMisconfigured
+
+__all__ = ["HubAddress", "parse_hub_address"]
+
+_SCHEMES = ("embedded", "memory", "redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
+_REDIS_PORT = 6379
+_SENTINEL_PORT = 26379
+
+
+@dataclass(frozen=True, slots=True)
+class HubAddress:
+    """A parsed ``--hub`` URL. ``repr`` shows no password."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    service: str = ""
+    """The name under which Sentinel knows the master."""
+    db: int | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+
+    @property
+    def is_tls(self) -> bool:
+        """The connection to the server is encrypted and verified."""
+        return self.scheme.startswith("rediss")
+
+    @property
+    def name(self) -> str:
+        """For people and logs: the URL without credentials; ``embedded`` and ``memory`` as they are."""
+        if self.scheme in ("embedded", "memory"):
+            return self.scheme
+        database = "" if self.db is None else f"/{self.db}"
+        if self.path:
+            return f"{self.scheme}://{self.path}" + (f"?db={self.db}" if self.db is not None else "")
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
+        service = f"/{self.service}" if self.service else ""
+        return f"{self.scheme}://{hosts}{service}{database}"
+
+
+def parse_hub_address(text: str) -> HubAddress:
+    """Parse what ``--hub`` says.
+
+    :raises HubMisconfigured: with a sentence that names the fault and never the password.
+    """
+    scheme, colon, rest = text.partition(":")
+    scheme = scheme.lower()
+    if not colon or scheme not in _SCHEMES:
+        known = ", ".join(f"{name}:" if name in ("embedded", "memory") else f"{name}://" for name in _SCHEMES)
+        shown = scheme[:32] + colon if colon else "it"
+        raise HubMisconfigured(f"hub: {shown!r} is no scheme of a hub URL; known are {known}")
+    if scheme in ("embedded", "memory"):
+        if rest.strip("/"):
+            raise HubMisconfigured(f"hub: {scheme}: takes nothing after the colon")
+        return HubAddress(scheme)
+    if not rest.startswith("//"):
+        raise HubMisconfigured(f"hub: {scheme}: must be followed by //")
+    try:
+        parts = urlsplit(text)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+    except ValueError as error:
+        raise HubMisconfigured(f"hub: {scheme}:// URL cannot be read: {error}") from None
+    if parts.fragment:
+        raise HubMisconfigured("hub: '#' in a URL starts a fragment; write %23 if the password holds one")
+    credentials, _, location = parts.netloc.rpartition("@")
+    username, separator, password = credentials.partition(":")
+    user = unquote(username) or None
+    secret = unquote(password) if separator else None
+    if user is not None and secret is None:
+        raise HubMisconfigured("hub: a user without a password; write user:password@, or :password@ alone")
+    if scheme == "redis+unix":
+        return _unix(unquote(parts.path), location, query, user, secret)
+    if scheme.endswith("+sentinel"):
+        return _sentinel(scheme, location, parts.path, query, user, secret)
+    _no_other(query, ())
+    hosts = _hosts(location, _REDIS_PORT)
+    if len(hosts) != 1:
+        raise HubMisconfigured(f"hub: {scheme}:// takes one host; several are for redis+sentinel://")
+    return HubAddress(
+        scheme, hosts, db=_database(parts.path.removeprefix("/")), username=user, password=secret
+    )
+
+
+def _unix(
+    path: str, location: str, query: Mapping[str, str], user: str | None, secret: str | None
+) -> HubAddress:
+    _no_other(query, ("db", "username", "password"))
+    if location or not path.startswith("/"):
+        raise HubMisconfigured("hub: redis+unix:// takes an absolute path: redis+unix:///run/redis.sock")
+    if len(path.encode()) > 107:
+        raise HubMisconfigured("hub: the path of a Unix socket may have 107 bytes at most")
+    return HubAddress(
+        "redis+unix",
+        path=path,
+        db=_database(query.get("db", "")),
+        username=user or query.get("username"),
+        password=secret if secret is not None else query.get("password"),
+    )
+
+
+def _sentinel(
+    scheme: str, location: str, path: str, query: Mapping[str, str], user: str | None, secret: str | None
+) -> HubAddress:
+    _no_other(query, ("sentinel_username", "sentinel_password"))
+    service, _, database = path.removeprefix("/").partition("/")
+    if not service:
+        raise HubMisconfigured(f"hub: {scheme}:// needs the name of the master: {scheme}://host:26379/name")
+    return HubAddress(
+        scheme,
+        _hosts(location, _SENTINEL_PORT),
+        service=unquote(service),
+        db=_database(database),
+        username=user,
+        password=secret,
+        sentinel_username=query.get("sentinel_username"),
+        sentinel_password=query.get("sentinel_password"),
+    )
+
+
+def _no_other(query: Mapping[str, str], known: tuple[str, ...]) -> None:
+    for name in query:
+        if name not in known:
+            what = f"known are {', '.join(known)}" if known else "this scheme takes none"
+            raise HubMisconfigured(f"hub: unknown parameter {name!r} in the URL; {what}")
+
+
+def _database(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise HubMisconfigured(f"hub: the database in the URL must be a number, not {text[:32]!r}")
+    return int(text)
+
+
+def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for part in text.split(","):
+        if part.startswith("["):
+            host, bracket, port = part[1:].partition("]")
+            if not bracket or (port and not port.startswith(":")):
+                raise HubMisconfigured(f"hub: {part!r} is no [IPv6 address]:port")
+            port = port.removeprefix(":")
+        else:
+            host, _, port = part.partition(":")
+        if not host:
+            raise HubMisconfigured("hub: the URL names no host")
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise HubMisconfigured(f"hub: {port[:32]!r} is no port of host {host}")
+        hosts.append((host, int(port) if port else default_port))
+    return tuple(hosts)
