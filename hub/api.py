@@ -196,6 +196,11 @@ class Hub(Protocol):
         """
         ...
 
+    @property
+    def holds_lease(self) -> bool:
+        """The lease was renewed recently enough that nobody else can have taken the number."""
+        ...
+
     def roster(self) -> Deferred[list[ShardInfo]]:
         """The live shards, by number."""
         ...

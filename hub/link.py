@@ -29,13 +29,13 @@ import hiredis
 import txredisapi
 from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.interfaces import IAddress, ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost, ReplyError
-from spread.hub.reactor import Clock, StreamTransport, Timer
+from spread.hub.reactor import Clock, Endpoint, StreamTransport, Timer
 
 __all__ = ["CommandProtocol", "Handshake", "Link", "LinkState", "SubscriberProtocol", "Waiter"]
 
@@ -236,7 +236,19 @@ class SubscriberProtocol(CommandProtocol):
         self.confirmed: Callable[[bytes, bytes], None] = lambda kind, channel: None
         self.refused: Callable[[ReplyError], None] = lambda error: None
         self.bytes_received = 0
-        self.last_batch_at: float | None = None
+        self.is_paused = False
+
+    def pause(self) -> None:
+        """Read no more from Redis for now."""
+        if self._is_open and not self.is_paused:
+            self.is_paused = True
+            cast(StreamTransport, self.transport).pauseProducing()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._is_open and self.is_paused:
+            self.is_paused = False
+            cast(StreamTransport, self.transport).resumeProducing()
 
     def change_subscriptions(self, command: bytes, channels: list[bytes]) -> None:
         """Send ``SUBSCRIBE`` or ``UNSUBSCRIBE`` for all ``channels`` in one command."""
@@ -305,7 +317,7 @@ class Link:
     def __init__(
         self,
         reactor: Clock,
-        endpoint: IStreamClientEndpoint,
+        endpoint: Endpoint,
         *,
         name: str,
         build: Callable[[], CommandProtocol],
@@ -418,8 +430,8 @@ class _LinkFactory(Factory):
 class _NotingEndpoint:
     """Tells of each failed attempt, which ClientService keeps to itself while it retries."""
 
-    def __init__(self, endpoint: IStreamClientEndpoint, failed: Callable[[Failure], None]) -> None:
-        self._endpoint: Any = endpoint
+    def __init__(self, endpoint: Endpoint, failed: Callable[[Failure], None]) -> None:
+        self._endpoint = endpoint
         self._failed = failed
 
     def connect(self, factory: Factory) -> Deferred[Any]:
@@ -427,5 +439,4 @@ class _NotingEndpoint:
             self._failed(failure)
             return failure
 
-        connected: Deferred[Any] = self._endpoint.connect(factory)
-        return connected.addErrback(note)
+        return self._endpoint.connect(factory).addErrback(note)

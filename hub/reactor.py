@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Clock", "StreamTransport", "Timer"]
+from twisted.internet.defer import Deferred
+
+__all__ = ["Clock", "Endpoint", "StreamTransport", "Timer"]
 
 
 class Timer(Protocol):
@@ -35,3 +37,9 @@ class StreamTransport(Protocol):
     def abortConnection(self) -> None: ...
     def pauseProducing(self) -> None: ...
     def resumeProducing(self) -> None: ...
+
+
+class Endpoint(Protocol):
+    """``IStreamClientEndpoint``."""
+
+    def connect(self, protocolFactory: Any, /) -> Deferred[Any]: ...

@@ -5,10 +5,11 @@ A channel's subscription:
     WANTED      asked for; waits for its batch (or for the link)
     ASKED       its SUBSCRIBE is on the connection
     LIVE        confirmed: every later publication is heard
-    LINGERING   live, but the last local member has left; dropped after ``linger_seconds``
 
-    WANTED → ASKED → LIVE ⇄ LINGERING → (gone, UNSUBSCRIBE)
-    any, when the link goes down → WANTED, except LINGERING → (gone)
+    WANTED → ASKED → LIVE;  any → WANTED when the link goes down
+
+A subscription without local members lingers: it keeps its state until ``linger_until``, then it is
+dropped (LIVE ones with an UNSUBSCRIBE), unless somebody came back before.
 
 One batch is on the connection at a time: at most ``BATCH`` channels in one command, the next when all of
 it is confirmed. So 10,000 channels joined in one turn are 20 commands, a re-subscription that follows an
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from itertools import takewhile
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -44,7 +46,6 @@ class _State(Enum):
     WANTED = "wanted"
     ASKED = "asked"
     LIVE = "live"
-    LINGERING = "lingering"
 
 
 class _Subscription:
@@ -54,7 +55,7 @@ class _Subscription:
         self.channel = channel
         self.key = key
         self.state = _State.WANTED
-        self.linger_until = 0.0
+        self.linger_until: float | None = None  # None while it has members
         self.waiters: list[Deferred[None]] = []
 
 
@@ -89,14 +90,15 @@ class Subscriptions:
         self._by_key: dict[bytes, _Subscription] = {}
         self._wanted: deque[_Subscription] = deque()
         self._unwanted: deque[bytes] = deque()
-        self._lingering: deque[_Subscription] = deque()
+        # In order of their end; whoever comes back is taken out again.
+        self._lingering: dict[bytes, _Subscription] = {}
         self._in_flight: set[bytes] = set()
         self._flight_deadline: Timer | None = None
         self._turn: Timer | None = None
         self._linger_timer: Timer | None = None
         self._last_sequence: dict[bytes, int] = {}
         self._down_since: float | None = None
-        self._restoring = 0
+        self._restoring: set[bytes] = set()
         # Counted, and told at most once a minute each: a foreign release may publish thousands a second.
         self._told_at: dict[str, float] = {}
 
@@ -114,8 +116,9 @@ class Subscriptions:
             self._counters.subscribed_channels = len(self._by_key)
             self._wanted.append(subscription)
             self._soon()
-        elif subscription.state is _State.LINGERING:
-            subscription.state = _State.LIVE
+        elif subscription.linger_until is not None:
+            subscription.linger_until = None
+            self._lingering.pop(key, None)
         if subscription.state is _State.LIVE:
             return succeed(None)
         waiter: Deferred[None] = Deferred(subscription.waiters.remove)
@@ -125,13 +128,9 @@ class Subscriptions:
     def unsubscribe(self, channel: str) -> None:
         """See ``Hub.unsubscribe``."""
         subscription = self._by_key.get(self._prefix + channel.encode() + b"}")
-        if subscription is None:
+        if subscription is None or subscription.linger_until is not None:
             return
-        # Also when it is not live yet: by then it may be, or it goes with the expiry after that.
-        subscription.linger_until = self._clock.seconds() + self._linger_seconds
-        if subscription.state is _State.LIVE:
-            subscription.state = _State.LINGERING
-        self._lingering.append(subscription)
+        self._linger(subscription)
         if self._linger_timer is None:
             self._linger_timer = self._clock.callLater(self._linger_seconds, self._drop_lingering)
 
@@ -144,9 +143,9 @@ class Subscriptions:
         connection.read_done = self._receiver.read_done
         connection.confirmed = self._confirmed
         connection.refused = self._refused
-        self._restoring = len(self._wanted) if self._down_since is not None else 0
-        if self._down_since is not None and not self._restoring:
-            self._restored()
+        if self._down_since is not None:
+            self._restoring = {subscription.key for subscription in self._wanted}
+            self._check_restored()
         self._next_batch()
 
     def link_down(self) -> None:
@@ -158,8 +157,9 @@ class Subscriptions:
         self._unwanted.clear()
         self._wanted.clear()
         for key, subscription in list(self._by_key.items()):
-            if subscription.state is _State.LINGERING:
+            if subscription.linger_until is not None:
                 del self._by_key[key]
+                self._lingering.pop(key, None)
             else:
                 subscription.state = _State.WANTED
                 self._wanted.append(subscription)
@@ -168,7 +168,7 @@ class Subscriptions:
     def stop(self) -> None:
         """Cancel timers. Who waits for a subscription is left to its own deadline. Idempotent."""
         for timer in (self._turn, self._linger_timer):
-            if timer is not None and timer.active():
+            if timer is not None:
                 timer.cancel()
         self._turn = self._linger_timer = None
         self._end_flight()
@@ -219,45 +219,57 @@ class Subscriptions:
             self._turn = self._clock.callLater(0, self._next_batch)
 
     def _next_batch(self) -> None:
-        if self._turn is not None and self._turn.active():
+        if self._turn is not None:
             self._turn.cancel()
-        self._turn = None
-        connection = self._connection
-        if connection is None or self._in_flight:
+            self._turn = None
+        if self._connection is None or self._in_flight:
             return
         if self._unwanted:
-            batch = [self._unwanted.popleft() for _ in range(min(BATCH, len(self._unwanted)))]
-            command = b"UNSUBSCRIBE"
-        elif self._wanted:
-            asked = [self._wanted.popleft() for _ in range(min(BATCH, len(self._wanted)))]
-            for subscription in asked:
-                subscription.state = _State.ASKED
-            batch = [subscription.key for subscription in asked]
-            command = b"SUBSCRIBE"
-        else:
+            self._send(
+                b"UNSUBSCRIBE", [self._unwanted.popleft() for _ in range(min(BATCH, len(self._unwanted)))]
+            )
             return
-        self._in_flight = set(batch)
-        connection.change_subscriptions(command, batch)
-        self._flight_deadline = self._clock.callLater(self._reply_seconds, self._not_confirmed, connection)
+        asked: list[_Subscription] = []
+        while self._wanted and len(asked) < BATCH:
+            subscription = self._wanted.popleft()
+            if self._by_key.get(subscription.key) is subscription:  # else dropped before its turn
+                asked.append(subscription)
+        self._ask(asked)
+
+    def _ask(self, subscriptions: list[_Subscription]) -> None:
+        for subscription in subscriptions:
+            subscription.state = _State.ASKED
+        self._send(b"SUBSCRIBE", [subscription.key for subscription in subscriptions])
+
+    def _send(self, command: bytes, keys: list[bytes]) -> None:
+        connection = self._connection
+        if keys and connection is not None:
+            self._in_flight = set(keys)
+            connection.change_subscriptions(command, keys)
+            self._flight_deadline = self._clock.callLater(
+                self._reply_seconds,
+                connection.cut,
+                f"subscriptions not confirmed within {self._reply_seconds:g} s",
+            )
 
     def _confirmed(self, kind: bytes, key: bytes) -> None:
         self._in_flight.discard(key)
         if kind == b"subscribe":
-            self._restoring = max(0, self._restoring - 1)
             subscription = self._by_key.get(key)
             if subscription is not None and subscription.state is _State.ASKED:
                 subscription.state = _State.LIVE
                 waiters, subscription.waiters = subscription.waiters, []
                 for waiter in waiters:
                     waiter.callback(None)
-            if not self._restoring and self._down_since is not None:
-                self._restored()
+            self._restoring.discard(key)
+            self._check_restored()
         if not self._in_flight:
             self._end_flight()
             self._next_batch()
 
-    def _restored(self) -> None:
-        assert self._down_since is not None
+    def _check_restored(self) -> None:
+        if self._restoring or self._down_since is None:
+            return
         seconds = self._clock.seconds() - self._down_since
         self._down_since = None
         self._counters.missed_windows += 1
@@ -265,38 +277,36 @@ class Subscriptions:
         self._receiver.missed(seconds)
 
     def _refused(self, error: ReplyError) -> None:
-        """The ACL forbids a channel of the batch. Redis refuses all of it, so ask for each by itself."""
-        keys, self._in_flight = self._in_flight, set()
+        """An ACL forbids a channel of the batch. Redis refuses the whole batch for it: ask for halves."""
+        asked = [self._by_key[key] for key in self._in_flight if key in self._by_key]
         self._end_flight()
-        asked = [self._by_key[key] for key in keys if key in self._by_key]
-        if len(asked) == 1 or not error.is_refusal:
+        if not error.is_refusal:
+            if self._connection is not None:
+                self._connection.cut(str(error))
+        elif len(asked) > 1:
+            # One forbidden channel among 512 costs 9 commands more this way, not 512.
+            half = len(asked) // 2
+            for subscription in asked[half:]:
+                subscription.state = _State.WANTED
+            self._wanted.extendleft(asked[half:])
+            self._ask(asked[:half])
+        else:
             for subscription in asked:
-                del self._by_key[subscription.key]
-                self._restoring = max(0, self._restoring - 1)
-                for waiter in subscription.waiters:
-                    waiter.errback(HubRefused(self._hub, f"channel {subscription.channel}: {error}"))
-                subscription.waiters = []
-            self._counters.subscribed_channels = len(self._by_key)
+                self._forbid(subscription, error)
             self._next_batch()
-            return
-        connection = self._connection
-        if connection is None:
-            return
-        half = len(asked) // 2
-        for subscription in asked:
-            subscription.state = _State.WANTED
-        # Halves, so that one forbidden channel among 512 costs 9 more commands rather than 512.
-        self._wanted.extendleft(reversed(asked[half:]))
-        first = [subscription.key for subscription in asked[:half]]
-        for subscription in asked[:half]:
-            subscription.state = _State.ASKED
-        self._in_flight = set(first)
-        connection.change_subscriptions(b"SUBSCRIBE", first)
-        self._flight_deadline = self._clock.callLater(self._reply_seconds, self._not_confirmed, connection)
 
-    def _not_confirmed(self, connection: SubscriberProtocol) -> None:
-        self._flight_deadline = None
-        connection.cut(f"subscriptions not confirmed within {self._reply_seconds:g} s")
+    def _forbid(self, subscription: _Subscription, error: ReplyError) -> None:
+        self.log.error("channel {channel}: {error}", channel=subscription.channel, error=error)
+        self._forget(subscription)
+        waiters, subscription.waiters = subscription.waiters, []
+        for waiter in waiters:
+            waiter.errback(HubRefused(self._hub, f"channel {subscription.channel}: {error}"))
+        self._check_restored()
+
+    def _forget(self, subscription: _Subscription) -> None:
+        del self._by_key[subscription.key]
+        self._restoring.discard(subscription.key)
+        self._counters.subscribed_channels = len(self._by_key)
 
     def _end_flight(self) -> None:
         self._in_flight.clear()
@@ -304,17 +314,25 @@ class Subscriptions:
             self._flight_deadline.cancel()
         self._flight_deadline = None
 
+    def _linger(self, subscription: _Subscription) -> None:
+        subscription.linger_until = self._clock.seconds() + self._linger_seconds
+        self._lingering[subscription.key] = subscription
+
     def _drop_lingering(self) -> None:
         self._linger_timer = None
         now = self._clock.seconds()
-        while self._lingering and self._lingering[0].linger_until <= now:
-            subscription = self._lingering.popleft()
-            if self._by_key.get(subscription.key) is subscription and subscription.state is _State.LINGERING:
-                del self._by_key[subscription.key]
-                if self._connection is not None:
-                    self._unwanted.append(subscription.key)
-        self._counters.subscribed_channels = len(self._by_key)
+        due = takewhile(lambda lingering: (lingering.linger_until or 0.0) <= now, self._lingering.values())
+        for subscription in list(due):
+            del self._lingering[subscription.key]
+            if subscription.state is _State.ASKED:
+                self._linger(subscription)  # its confirmation is on the way; an UNSUBSCRIBE belongs after it
+                continue
+            if subscription.state is _State.LIVE:
+                self._unwanted.append(subscription.key)
+            self._forget(subscription)
+        self._check_restored()
         self._soon()
-        if self._lingering:
-            wait = self._lingering[0].linger_until - now
+        for subscription in self._lingering.values():
+            wait = (subscription.linger_until or 0.0) - now
             self._linger_timer = self._clock.callLater(max(0.01, wait), self._drop_lingering)
+            break

@@ -119,7 +119,7 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 5.0
     journal_max_bytes: Annotated[
         int, Meta(ge=0, le=1 << 30, description="Bytes of publications that may wait while the hub is away.")
-    ] = 8 << 20
+    ] = 32 << 20
     journal_max_publications: Annotated[
         int, Meta(ge=0, le=10_000_000, description="Publications that may wait while the hub is away.")
     ] = 100_000
@@ -180,6 +180,10 @@ class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "not read until some have arrived.",
         ),
     ] = 256
+    max_unacknowledged_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 30, description="The same limit in bytes."),
+    ] = 131072
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,290 @@
+"""The hub in memory: the reference implementation of ``api.Hub``, for tests and for one shard alone.
+
+Hubs that share an ``Exchange`` are a cluster inside one process. Deliveries take a reactor turn, as they
+do through Redis, so that code which works only when they are instant fails here too. ``Exchange.cut``
+and ``restore`` take the hub away and give it back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, fail, succeed
+
+from spread.hub.api import (
+    Format,
+    HubCounters,
+    Incumbent,
+    Load,
+    Publication,
+    Receiver,
+    ShardIdentity,
+    ShardInfo,
+)
+from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
+from spread.hub.process import is_gone
+from spread.hub.reactor import Clock, Timer
+
+__all__ = ["Exchange", "MemoryHub"]
+
+HEARTBEAT_SECONDS = 2.0
+
+
+class Exchange:
+    """What the memory hubs of one cluster share: channels, leases, the client counter.
+
+    :param max_waiting: publications of each hub that may wait while the exchange is cut.
+    :param publish_seconds: how long they may wait.
+    """
+
+    def __init__(self, clock: Clock, *, max_waiting: int = 100_000, publish_seconds: float = 5.0) -> None:
+        self.clock = clock
+        self.max_waiting = max_waiting
+        self.publish_seconds = publish_seconds
+        self.clients = 0
+        self.is_cut = False
+        self.subscribers: dict[str, dict[MemoryHub, None]] = {}
+        self.leases: dict[int, tuple[MemoryHub, ShardIdentity]] = {}
+        self.hubs: list[MemoryHub] = []
+
+    def cut(self) -> None:
+        """Take the hub away from all shards."""
+        self.is_cut = True
+        self._cut_at = self.clock.seconds()
+
+    def restore(self) -> None:
+        """Give it back: what waited is taken, in the order it was published by each shard."""
+        self.is_cut = False
+        seconds = self.clock.seconds() - self._cut_at
+        for hub in list(self.hubs):
+            hub._restored(seconds)
+
+    def take(self, channel: str, publication: Publication) -> None:
+        """Take a publication and bring it to every subscribed hub."""
+        for hub in list(self.subscribers.get(channel, ())):
+            hub._arrive(channel, publication)
+
+
+class MemoryHub:
+    """See ``api.Hub`` for the promises.
+
+    :param incarnation: 16 hex digits.
+    :param linger_seconds: how long a channel is heard after its last local member left.
+    """
+
+    MAX_PUBLICATION_BYTES = 16 << 20
+
+    def __init__(self, exchange: Exchange, incarnation: str, *, linger_seconds: float = 3.0) -> None:
+        self.name = "memory"
+        self.counters = HubCounters()
+        self._exchange = exchange
+        self._clock = exchange.clock
+        self._shard = bytes.fromhex(incarnation)
+        self._linger_seconds = linger_seconds
+        self._receiver: Receiver | None = None
+        self._inbox: deque[tuple[str, Publication]] = deque()
+        self._turn: Timer | None = None
+        self._paused = False
+        self._lingering: dict[str, Timer] = {}
+        self._waiting: deque[tuple[str, Publication, Deferred[None], Timer]] = deque()
+        self._subscribing: list[tuple[str, Deferred[None]]] = []
+        self._number: int | None = None
+        self._identity: ShardIdentity | None = None
+        self._load: Callable[[], Load] | None = None
+        self._is_stopped = False
+
+    @property
+    def is_live(self) -> bool:
+        """See ``api.Hub``."""
+        return self._receiver is not None and not self._exchange.is_cut and not self._is_stopped
+
+    @property
+    def holds_lease(self) -> bool:
+        """See ``api.Hub``."""
+        return self._number is not None
+
+    def start(self, receiver: Receiver) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if self._exchange.is_cut:
+            return fail(HubUnavailable(self.name, "cut"))
+        self._receiver = receiver
+        self._exchange.hubs.append(self)
+        return succeed(None)
+
+    def stop(self) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            if self in self._exchange.hubs:
+                self._exchange.hubs.remove(self)
+            for members in self._exchange.subscribers.values():
+                members.pop(self, None)
+            for timer in self._lingering.values():
+                timer.cancel()
+            self._lingering.clear()
+            if self._turn is not None:
+                self._turn.cancel()
+                self._turn = None
+            if self._number is not None:
+                self._exchange.leases.pop(self._number, None)
+            while self._waiting:
+                _, publication, result, timer = self._waiting.popleft()
+                timer.cancel()
+                self._fail(publication, result, HubUnavailable(self.name, "this shard is stopping"))
+        return succeed(None)
+
+    def claim(self, shard: int | None, identity: ShardIdentity) -> Deferred[int]:
+        """See ``api.Hub``."""
+        leases = self._exchange.leases
+        if shard is None:
+            shard = next(number for number in range(len(leases) + 1) if number not in leases)
+        if shard in leases:
+            holder, held_by = leases[shard]
+            if holder is not self and not is_gone(held_by):
+                return fail(LeaseTaken(shard, held_by.host, held_by.pid))
+        leases[shard] = (self, identity)
+        self._number, self._identity = shard, identity
+        return succeed(shard)
+
+    def enter(self, load: Callable[[], Load], lost: Callable[[Incumbent], None]) -> None:
+        """See ``api.Hub``. Nobody can take a number here while its holder lives."""
+        self._load = load
+
+    def roster(self) -> Deferred[list[ShardInfo]]:
+        """See ``api.Hub``."""
+        return succeed(
+            [
+                ShardInfo(shard=number, identity=identity, load=hub._load(), age_seconds=0.0)
+                for number, (hub, identity) in sorted(self._exchange.leases.items())
+                if hub._load is not None
+            ]
+        )
+
+    def next_client(self) -> Deferred[int]:
+        """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(HubUnavailable(self.name, "cut"))
+        self._exchange.clients += 1
+        return succeed(self._exchange.clients)
+
+    def publish(self, channel: str, data: bytes, format: Format, session: int) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if len(data) > self.MAX_PUBLICATION_BYTES:
+            return fail(MessageTooLarge(len(data), self.MAX_PUBLICATION_BYTES))
+        if self._is_stopped:
+            return fail(HubUnavailable(self.name, "this shard is stopping"))
+        counters = self.counters
+        publication = Publication(data, int(format), self._shard, session)
+        if self.is_live:
+            counters.published += 1
+            self._exchange.take(channel, publication)
+            return succeed(None)
+        if counters.journal_publications >= self._exchange.max_waiting:
+            counters.publish_failures += 1
+            return fail(JournalFull(self.name, counters.journal_publications, counters.journal_bytes))
+        counters.journal_publications += 1
+        counters.journal_bytes += len(data)
+        result: Deferred[None] = Deferred()
+        timer = self._clock.callLater(self._exchange.publish_seconds, self._expire)
+        self._waiting.append((channel, publication, result, timer))
+        return result
+
+    def subscribe(self, channel: str) -> Deferred[None]:
+        """See ``api.Hub``."""
+        timer = self._lingering.pop(channel, None)
+        if timer is not None:
+            timer.cancel()
+        if self in self._exchange.subscribers.get(channel, ()):
+            return succeed(None)
+        if self.is_live:
+            self._listen(channel)
+            return succeed(None)
+        waiter: Deferred[None] = Deferred(self._forget_waiter)
+        self._subscribing.append((channel, waiter))
+        return waiter
+
+    def unsubscribe(self, channel: str) -> None:
+        """See ``api.Hub``."""
+        if channel not in self._lingering and self in self._exchange.subscribers.get(channel, ()):
+            self._lingering[channel] = self._clock.callLater(self._linger_seconds, self._drop, channel)
+
+    def pause(self) -> None:
+        """See ``api.Hub``."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See ``api.Hub``."""
+        self._paused = False
+        self._soon()
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _listen(self, channel: str) -> None:
+        self._exchange.subscribers.setdefault(channel, {})[self] = None
+        self.counters.subscribed_channels += 1
+
+    def _drop(self, channel: str) -> None:
+        del self._lingering[channel]
+        members = self._exchange.subscribers[channel]
+        del members[self]
+        if not members:
+            del self._exchange.subscribers[channel]
+        self.counters.subscribed_channels -= 1
+
+    def _forget_waiter(self, waiter: Deferred[None]) -> None:
+        self._subscribing = [entry for entry in self._subscribing if entry[1] is not waiter]
+
+    def _arrive(self, channel: str, publication: Publication) -> None:
+        self._inbox.append((channel, publication))
+        self._soon()
+
+    def _soon(self) -> None:
+        if self._turn is None and self._inbox and not self._paused:
+            self._turn = self._clock.callLater(0, self._deliver)
+
+    def _deliver(self) -> None:
+        self._turn = None
+        receiver = self._receiver
+        if receiver is None:
+            return
+        for _ in range(len(self._inbox)):
+            if self._paused:
+                break
+            channel, publication = self._inbox.popleft()
+            self.counters.received += 1
+            receiver.received(channel, publication)
+        receiver.read_done()
+        self._soon()
+
+    def _expire(self) -> None:
+        _, publication, result, _ = self._waiting.popleft()
+        seconds = self._exchange.publish_seconds
+        self._fail(publication, result, HubUnavailable(self.name, f"it is away for {seconds:g} s"))
+
+    def _fail(self, publication: Publication, result: Deferred[None], error: HubUnavailable) -> None:
+        self.counters.publish_failures += 1
+        self._forget(publication)
+        result.errback(error)
+
+    def _forget(self, publication: Publication) -> None:
+        self.counters.journal_publications -= 1
+        self.counters.journal_bytes -= len(publication.data)
+
+    def _restored(self, seconds: float) -> None:
+        self.counters.reconnects += 1
+        self.counters.missed_windows += 1
+        self.counters.missed_seconds += seconds
+        if self._receiver is not None:
+            self._receiver.missed(seconds)
+        waiting, self._subscribing = self._subscribing, []
+        for channel, waiter in waiting:
+            self._listen(channel)
+            waiter.callback(None)
+        while self._waiting:
+            channel, publication, result, timer = self._waiting.popleft()
+            timer.cancel()
+            self._forget(publication)
+            self.counters.published += 1
+            self._exchange.take(channel, publication)
+            result.callback(None)

@@ -1,0 +1,36 @@
+"""The Lua scripts of ``hub/lua``: read once, sent by their hash, sent whole when Redis does not know it."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from spread.hub.errors import ReplyError
+from spread.hub.link import CommandProtocol
+
+__all__ = ["run_script"]
+
+
+@cache
+def _source(name: str) -> tuple[bytes, str]:
+    source = files("spread.hub.lua").joinpath(f"{name}.lua").read_bytes()
+    return source, hashlib.sha1(source, usedforsecurity=False).hexdigest()
+
+
+async def run_script(
+    connection: CommandProtocol, name: str, keys: list[bytes], arguments: list[bytes | int]
+) -> Any:
+    """Run ``hub/lua/NAME.lua``; gives its reply.
+
+    :raises ReplyError: the script, or Redis, failed.
+    :raises LinkLost: the outcome is unknown.
+    """
+    source, digest = _source(name)
+    try:
+        return await connection.execute_command(b"EVALSHA", digest, len(keys), *keys, *arguments)
+    except ReplyError as error:
+        if error.code != "NOSCRIPT":
+            raise
+    return await connection.execute_command(b"EVAL", source, len(keys), *keys, *arguments)

@@ -1,0 +1,163 @@
+"""From the address of a hub to the endpoint that a link connects to.
+
+An endpoint is asked anew for each attempt, so whatever it looks up — the master that Sentinel names, the
+embedded server that may have to be started again — is looked up again after each loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import (
+    Certificate,
+    KeyPair,
+    PrivateCertificate,
+    optionsForClientTLS,
+    platformTrust,
+    trustRootFromCertificates,
+)
+
+from spread.hub.address import HubAddress
+from spread.hub.errors import HubError, HubMisconfigured, HubUnavailable
+from spread.hub.link import CommandProtocol, Handshake
+from spread.hub.reactor import Endpoint
+
+__all__ = ["TlsFiles", "endpoint_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files for the connection to the hub; "" where there is none."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+
+def endpoint_of(reactor: Any, address: HubAddress, tls: TlsFiles, connect_seconds: float) -> Endpoint:
+    """The endpoint of a ``redis…`` address.
+
+    :raises HubMisconfigured: a TLS file cannot be read or holds no PEM.
+    """
+    if address.scheme == "redis+unix":
+        return UNIXClientEndpoint(reactor, address.path, timeout=round(connect_seconds + 0.5))
+
+    secure = _secured(tls) if address.is_tls else None
+
+    def server(host: str, port: int) -> Endpoint:
+        plain = HostnameEndpoint(reactor, host, port, timeout=connect_seconds)
+        return plain if secure is None else secure(host, plain)
+
+    if address.service:
+        return _SentinelEndpoint(reactor, address, connect_seconds, server)
+    host, port = address.hosts[0]
+    return server(host, port)
+
+
+def _secured(tls: TlsFiles) -> Callable[[str, Endpoint], Endpoint]:
+    """Wraps endpoints in TLS that verifies the server's chain and name."""
+    trust: Any = platformTrust()
+    identity = None
+    if tls.ca:
+        trust = trustRootFromCertificates(_certificates(tls.ca))
+    if tls.cert:
+        certificate = _certificates(tls.cert)[0]
+        try:
+            key = KeyPair.load(_read(tls.key or tls.cert, "hub.tls_key"), 1)
+        except (SSL.Error, ValueError) as error:
+            raise HubMisconfigured(f"hub.tls_key: {tls.key or tls.cert} holds no PEM key") from error
+        identity = PrivateCertificate.fromCertificateAndKeyPair(certificate, key)
+
+    def wrap(host: str, endpoint: Endpoint) -> Endpoint:
+        options = optionsForClientTLS(host, trustRoot=trust, clientCertificate=identity)
+        return wrapClientTLS(options, cast(Any, endpoint))
+
+    return wrap
+
+
+def _certificates(path: str) -> list[Certificate]:
+    text = _read(path, "hub.tls_ca or hub.tls_cert").decode("ascii", "replace")
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    blocks = [begin + part.split(end)[0] + end + "\n" for part in text.split(begin)[1:]]
+    try:
+        certificates = [Certificate.loadPEM(block.encode()) for block in blocks]
+    except (SSL.Error, ValueError) as error:
+        raise HubMisconfigured(f"{path} holds a certificate that cannot be read") from error
+    if not certificates:
+        raise HubMisconfigured(f"{path} holds no PEM certificate")
+    return certificates
+
+
+def _read(path: str, setting: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise HubMisconfigured(f"{setting}: cannot read {path}: {error.strerror}") from error
+
+
+class _SentinelEndpoint:
+    """Asks the Sentinels, one after the other, where the master is, and connects there.
+
+    That the server found really is the master is checked by the link's handshake.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        address: HubAddress,
+        connect_seconds: float,
+        server: Callable[[str, int], Endpoint],
+    ) -> None:
+        self._reactor = reactor
+        self._address = address
+        self._connect_seconds = connect_seconds
+        self._server = server
+        self._first = 0  # the Sentinel that answered last is asked first
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        """Connect ``factory`` to the present master."""
+        return Deferred.fromCoroutine(self._connect(factory))
+
+    async def _connect(self, factory: Factory) -> Any:
+        hosts = self._address.hosts
+        reasons = []
+        for step in range(len(hosts)):
+            index = (self._first + step) % len(hosts)
+            host, port = hosts[index]
+            try:
+                master = await self._ask(host, port)
+            except Exception as error:
+                # Whatever is wrong with one Sentinel, the next may know; the reasons are all told below.
+                reasons.append(f"{host}:{port}: {error}")
+                continue
+            self._first = index
+            return await self._server(*master).connect(factory)
+        raise HubUnavailable(self._address.name, "no Sentinel knows the master: " + "; ".join(reasons))
+
+    async def _ask(self, host: str, port: int) -> tuple[str, int]:
+        handshake = Handshake(
+            hub=self._address.name,
+            client_name="spread-sentinel",
+            reply_seconds=self._connect_seconds,
+            username=self._address.sentinel_username,
+            password=self._address.sentinel_password,
+        )
+        endpoint = HostnameEndpoint(self._reactor, host, port, timeout=self._connect_seconds)
+        protocol: CommandProtocol = await connectProtocol(
+            cast(Any, endpoint), cast(Any, CommandProtocol(self._reactor, handshake))
+        )
+        try:
+            await protocol.introduce()
+            found = await protocol.sentinel_get_master_addr_by_name(self._address.service)
+        finally:
+            protocol.cut("asked")
+        if not found:
+            raise HubError(f"knows no master named {self._address.service}")
+        return found[0].decode(), int(found[1])
