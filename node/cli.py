@@ -1,0 +1,346 @@
+"""The ``spread-node`` command: reads the settings, runs a shard or a fleet, and gives an exit code.
+
+    0  clean stop, or ``--check`` found nothing wrong
+    1  something unforeseen; the traceback is in the log
+    2  bad usage or configuration, a taken port and an unreadable file included
+    3  the shard number is held by another live process
+    4  the hub cannot be reached, or refuses
+
+What goes wrong before the shard serves is one line on stderr. The global reactor is imported here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import click
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from spread.hub.errors import HubError, HubMisconfigured, LeaseTaken
+from spread.node.addresses import AutoShard, OneShard, ShardRange, parse_address, parse_shards
+from spread.node.config import ConfigError, load
+from spread.node.flags import SettingsCommand, example_toml, given, options
+from spread.node.listen import CannotListen, bind, inherited, raise_file_limit
+from spread.node.logs import start_logging
+from spread.node.settings import Settings
+
+__all__ = ["main"]
+
+CLEAN, FAILED, USAGE, TAKEN, HUB = 0, 1, 2, 3, 4
+
+LIFELINE = "SPREAD_FLEET_LIFELINE"
+"""The descriptor whose end of file means that the parent of a fleet is gone."""
+
+log = Logger("spread.node.cli")
+
+
+class _Fault(Exception):
+    """Ends the program with one line and an exit code."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+@click.command(cls=SettingsCommand)
+@click.option(
+    "--config",
+    "config_file",
+    envvar="SPREAD_CONFIG",
+    metavar="FILE",
+    help="TOML or JSON file with any of the settings below, as section.key.  [SPREAD_CONFIG]",
+)
+@click.option("--check", is_flag=True, envvar="SPREAD_CHECK", help="Validate everything, start nothing.")
+@click.option("--print-config", is_flag=True, help="Print a configuration file with all defaults.")
+@click.version_option(version("spread-node"), prog_name="spread-node")
+@options
+def command(config_file: str | None, check: bool, print_config: bool, **parameters: object) -> int:
+    """Run a shard of a Spread cluster, or several.
+
+    Shards meet in a hub (Redis, Valkey, or a private one that needs no set-up) and pass on what their
+    clients say: whoever is in a channel hears it, whichever shard they are connected to.
+    """
+    if print_config:
+        click.echo(example_toml(), nl=False)
+        return CLEAN
+    settings = load(file=config_file, environ=os.environ, flags=given(parameters))
+    shards = parse_shards(settings.node.shard)
+
+    from twisted.internet import reactor
+
+    from spread.node.hubs import check_hub
+
+    try:
+        address = check_hub(
+            reactor, settings.hub, isinstance(shards, ShardRange) and shards.first < shards.last
+        )
+    except HubMisconfigured as error:
+        raise _Fault(USAGE, str(error)) from error
+    if check:
+        click.echo(f"ok: shard {settings.node.shard}, hub {address.name}")
+        return CLEAN
+    if isinstance(shards, ShardRange):
+        return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))
+    return _run_shard(reactor, settings, shards)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of ``spread-node``."""
+    try:
+        code = command.main(arguments, prog_name="spread-node", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = FAILED
+    except click.ClickException as error:
+        code = _complain(USAGE, error.format_message())
+    except (ConfigError, CannotListen) as error:
+        code = _complain(USAGE, str(error))
+    except _Fault as fault:
+        code = _complain(fault.code, fault.text)
+    sys.exit(code)
+
+
+def _complain(code: int, text: str) -> int:
+    line = " ".join(text.split())
+    click.echo(f"spread-node: error: {line}", err=True)
+    return code
+
+
+# -- one shard ---------------------------------------------------------------------------------------------
+
+
+def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -> int:
+    from spread.hub.process import this_process
+    from spread.node.hubs import open_hub
+    from spread.node.shard import Shard
+
+    file_limit = raise_file_limit()
+    try:
+        sockets = inherited(os.environ)
+    except ValueError as error:
+        raise _Fault(USAGE, str(error)) from error
+    is_inherited = bool(sockets)
+    if not is_inherited:
+        sockets = _bind_all(settings)
+    identity = this_process(version("spread-node"))
+    shard = Shard(
+        reactor,
+        settings,
+        number=shards.number if isinstance(shards, OneShard) else None,
+        identity=identity,
+        opened=open_hub(reactor, settings.hub, identity.incarnation, os.environ),
+        sockets=sockets,
+        is_inherited=is_inherited,
+        file_limit=file_limit,
+    )
+    start_logging(settings.node.log_format, settings.node.log_level, sys.stderr, shard=lambda: shard.number)
+    _warn_of_public_ops(settings)
+
+    async def serve() -> int:
+        stop: Deferred[None] = Deferred()
+
+        def ask_to_stop() -> None:
+            if not stop.called:
+                stop.callback(None)
+
+        _on_signals(reactor, ask_to_stop, lambda: log.info("SIGHUP: this shard has nothing to read again"))
+        _watch_lifeline(reactor, os.environ, ask_to_stop)
+        try:
+            ready = await shard.start(ask_to_stop)
+        except Exception as error:
+            await shard.stop()
+            raise _as_fault(error) from error
+        print(ready, flush=True)
+        await stop
+        await shard.stop()
+        if shard.lost_to is not None:
+            holder = shard.lost_to
+            raise _Fault(TAKEN, str(LeaseTaken(holder.shard, holder.identity.host, holder.identity.pid)))
+        return CLEAN
+
+    return _run(reactor, serve)
+
+
+def _bind_all(settings: Settings) -> dict[str, Any]:
+    sockets = {}
+    for service, text in (("text", settings.text.listen), ("http", settings.node.http)):
+        address = parse_address(text)
+        if address is not None:
+            sockets[service] = bind(address.host, address.port)
+    return sockets
+
+
+def _as_fault(error: Exception) -> Exception:
+    """Which exit code an error of the start stands for; the error itself if it was not foreseen."""
+    if isinstance(error, LeaseTaken):
+        return _Fault(TAKEN, str(error))
+    if isinstance(error, HubMisconfigured | CannotListen):
+        return _Fault(USAGE, str(error))
+    if isinstance(error, HubError):
+        return _Fault(HUB, str(error))
+    return error
+
+
+def _warn_of_public_ops(settings: Settings) -> None:
+    address = parse_address(settings.node.ops)
+    if address is not None and not address.is_loopback:
+        log.warn(
+            "the ops port {address} can be reached from outside; see to it that only you can", address=address
+        )
+
+
+# -- several shards ----------------------------------------------------------------------------------------
+
+
+def _run_fleet(reactor: Any, settings: Settings, numbers: range) -> int:
+    from spread.node.fleet import Fleet
+    from spread.node.hubs import embedded_server
+
+    raise_file_limit()
+    start_logging(settings.node.log_format, settings.node.log_level, sys.stderr)
+    _warn_of_public_ops(settings)
+    sockets: dict[int, dict[str, Any]] = {}
+    for number in numbers:
+        sockets[number] = _bind_all(_at_ports_of(sockets, settings))
+    # A user of the hub as well, so that it stays while the only shard of a fleet is replaced.
+    server = embedded_server(settings.hub, os.environ)
+    if server is not None:
+        try:
+            server.enter()
+        except HubError as error:
+            raise _as_fault(error) from error
+    fleet = Fleet(
+        reactor,
+        shards=numbers,
+        command=[sys.executable, "-P", "-m", "spread.node", *sys.argv[1:]],
+        sockets=sockets,
+        environ=os.environ,
+        out=_print_line,
+        stop_seconds=settings.node.stop_seconds,
+    )
+
+    async def serve() -> int:
+        _on_signals(reactor, fleet.stop, fleet.roll, again=fleet.stop)
+        code: int = await fleet.start()
+        return code
+
+    try:
+        return _run(reactor, serve)
+    finally:
+        if server is not None:
+            try:
+                server.leave()
+            except HubError as error:
+                log.warn("leaving the hub: {error}", error=error)
+
+
+def _at_ports_of(sockets: Mapping[int, Mapping[str, Any]], settings: Settings) -> Settings:
+    """The settings with the ports the first shard has got: they differ where any free port was asked for."""
+    if not sockets:
+        return settings
+    first = next(iter(sockets.values()))
+    import msgspec
+
+    text, http = settings.text.listen, settings.node.http
+    if "text" in first:
+        text = f"{text.rpartition(':')[0]}:{first['text'].getsockname()[1]}"
+    if "http" in first:
+        http = f"{http.rpartition(':')[0]}:{first['http'].getsockname()[1]}"
+    return msgspec.structs.replace(
+        settings,
+        text=msgspec.structs.replace(settings.text, listen=text),
+        node=msgspec.structs.replace(settings.node, http=http),
+    )
+
+
+def _print_line(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
+# -- the reactor -------------------------------------------------------------------------------------------
+
+
+def _run(reactor: Any, serve: Callable[[], Any]) -> int:
+    """Run the reactor until ``serve`` is done; its exit code."""
+    codes: list[int] = []
+    faults: list[BaseException] = []
+
+    def begin() -> None:
+        serving = Deferred.fromCoroutine(serve())
+        serving.addCallbacks(codes.append, lambda failure: faults.append(failure.value))
+        serving.addBoth(lambda _: reactor.stop() if reactor.running else None)
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    if faults:
+        if isinstance(faults[0], _Fault):
+            raise faults[0]
+        log.failure("unforeseen", _failure_of(faults[0]))
+        return _complain(FAILED, f"{type(faults[0]).__name__}: {faults[0]}")
+    return codes[0] if codes else FAILED
+
+
+def _failure_of(error: BaseException) -> Any:
+    from twisted.python.failure import Failure
+
+    return Failure(error)
+
+
+def _on_signals(
+    reactor: Any,
+    stop: Callable[[], None],
+    hang_up: Callable[[], None],
+    again: Callable[[], None] | None = None,
+) -> None:
+    """SIGTERM and SIGINT ask to stop; the second of them ends the process at once.
+
+    Set after Twisted has set its own, so that the first signal is a request and not ``reactor.stop``.
+    """
+    asked: list[int] = []
+
+    def stop_or_exit(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            reactor.callFromThread(stop)
+        elif again is not None and len(asked) == 2:
+            reactor.callFromThread(again)
+        else:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop_or_exit)
+    signal.signal(signal.SIGINT, stop_or_exit)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(hang_up))
+
+
+def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[], None]) -> None:
+    """Notice that the parent of the fleet is gone: its end of a pipe is closed then, however it died."""
+    descriptor = environ.get(LIFELINE, "")
+    if not descriptor.isdigit():
+        return
+
+    from twisted.internet.abstract import FileDescriptor
+
+    class Lifeline(FileDescriptor):
+        def fileno(self) -> int:
+            return int(descriptor)
+
+        def doRead(self) -> None:
+            try:
+                if os.read(int(descriptor), 4096):
+                    return
+            except BlockingIOError:
+                return
+            reactor.removeReader(self)
+            log.warn("the parent of this shard is gone; stopping")
+            gone()
+
+    reactor.addReader(Lifeline(reactor))

@@ -1,0 +1,144 @@
+"""From the hub to the outboxes: what a shard does with each publication it receives.
+
+One read from Redis can hold 455 small messages, and a channel a thousand members: half a million
+deliveries. They are made in slices of ``slice_seconds``; between two slices the reactor serves everything
+else. Publications are delivered one after the other, so the order within a channel holds across slices.
+
+What has been read and not yet delivered is the inbox. Above ``inbox_max_bytes`` the hub is paused, and
+resumed below half of it: the rest waits in Redis and in the kernel.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from twisted.logger import Logger
+
+from spread.hub.api import Hub, Publication
+from spread.hub.reactor import Clock, Timer
+from spread.node.channel import Channels
+from spread.node.cork import Cork
+from spread.node.metrics import ShardCounters
+
+__all__ = ["Fanout"]
+
+PUBLICATIONS_PER_LOOK = 8
+"""Publications delivered between two looks at the clock."""
+
+
+class Fanout:
+    """The shard's ``hub.api.Receiver``.
+
+    :param incarnation: the 8 bytes that mark this shard's own publications.
+    :param now: seconds with a resolution well below a millisecond.
+    """
+
+    log = Logger("spread.node.fanout")
+
+    def __init__(
+        self,
+        clock: Clock,
+        now: Callable[[], float],
+        *,
+        hub: Hub,
+        channels: Channels,
+        cork: Cork,
+        counters: ShardCounters,
+        incarnation: bytes,
+        slice_seconds: float,
+        inbox_max_bytes: int,
+    ) -> None:
+        self._clock = clock
+        self._now = now
+        self._hub = hub
+        self._channels = channels
+        self._cork = cork
+        self._counters = counters
+        self._incarnation = incarnation
+        self._slice_seconds = slice_seconds
+        self._inbox_max_bytes = inbox_max_bytes
+        self._inbox: deque[tuple[str, Publication]] = deque()
+        self._begun: Iterator[None] | None = None
+        self._next: Timer | None = None
+        self._is_paused = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything received has been handed to the outboxes."""
+        return not self._inbox and self._begun is None
+
+    def received(self, channel: str, publication: Publication) -> None:
+        """See ``hub.api.Receiver``."""
+        self._inbox.append((channel, publication))
+        self._counters.inbox_bytes += len(publication.data)
+
+    def read_done(self) -> None:
+        """See ``hub.api.Receiver``."""
+        if not self._is_paused and self._counters.inbox_bytes > self._inbox_max_bytes:
+            self._is_paused = True
+            self._counters.inbox_pauses += 1
+            self._hub.pause()
+        if self._next is None and self._inbox:
+            self._slice()
+
+    def missed(self, seconds: float) -> None:
+        """See ``hub.api.Receiver``."""
+        self.log.warn(
+            "the hub was out of hearing for {seconds:.3f} s; publications of that time may be missing",
+            seconds=seconds,
+        )
+
+    def stop(self) -> None:
+        """Deliver no more. Idempotent."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        self._inbox.clear()
+        self._begun = None
+
+    def _slice(self) -> None:
+        self._next = None
+        deadline = self._now() + self._slice_seconds
+        # Sockets that the last slice did not get to come first; until then nothing is added to them.
+        if self._cork.flush(deadline):
+            self._deliver(deadline)
+            self._cork.flush(self._now() + self._slice_seconds)
+        if self._is_paused and self._counters.inbox_bytes * 2 < self._inbox_max_bytes:
+            self._is_paused = False
+            self._hub.resume()
+        if not self.is_idle and self._next is None:
+            self._next = self._clock.callLater(0, self._slice)
+
+    def _deliver(self, deadline: float) -> None:
+        if self._begun is not None and not self._go_on(self._begun, deadline):
+            return
+        inbox = self._inbox
+        counters = self._counters
+        looks = 0
+        while inbox:
+            name, publication = inbox.popleft()
+            counters.inbox_bytes -= len(publication.data)
+            channel = self._channels.get(name)
+            if channel is None:
+                continue  # the last member has left; the subscription lingers
+            counters.spread += 1
+            counters.deliveries += len(channel.members)
+            publisher = publication.session if publication.shard == self._incarnation else 0
+            begun = channel.fan_out(publication, publisher)
+            if begun is not None:
+                if not self._go_on(begun, deadline):
+                    return
+            else:
+                looks += 1
+                if looks % PUBLICATIONS_PER_LOOK == 0 and self._now() > deadline:
+                    return
+
+    def _go_on(self, begun: Iterator[None], deadline: float) -> bool:
+        """``True`` when this publication has reached all members, ``False`` when the time is over."""
+        self._begun = begun
+        for _ in begun:
+            if self._now() > deadline:
+                return False
+        self._begun = None
+        return True

@@ -1,0 +1,106 @@
+"""From ``--hub`` to a hub: the one place where implementations are named.
+
+memory:      a hub inside this process
+embedded:    the Redis hub on the private Valkey of this machine, of which the shard becomes a user
+redis…       the Redis hub
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.threads import deferToThreadPool
+
+from spread.hub.address import HubAddress, parse_hub_address
+from spread.hub.api import Hub
+from spread.hub.embedded import EmbeddedEndpoint, EmbeddedServer, default_home
+from spread.hub.errors import HubMisconfigured
+from spread.hub.memory import Exchange, MemoryHub
+from spread.hub.publish import JournalLimits
+from spread.hub.redis import RedisHub, RedisHubSettings
+from spread.hub.topology import TlsFiles, endpoint_of
+from spread.node.settings import HubSettings
+
+__all__ = ["OpenedHub", "check_hub", "embedded_server", "open_hub"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedHub:
+    """A hub that is not started yet, and what must be done before it is."""
+
+    hub: Hub
+    prepare: Callable[[], Deferred[None]]
+    """Find or start the server, where it is ours; may take as long as its data takes to load."""
+
+
+def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool) -> HubAddress:
+    """Everything that can be known to be wrong without connecting.
+
+    :raises HubMisconfigured: the URL or a TLS file cannot work.
+    """
+    address = parse_hub_address(settings.url)
+    if address.scheme == "memory" and is_fleet:
+        raise HubMisconfigured("hub: memory: joins no shards; for several use embedded: or redis://…")
+    if address.scheme not in ("memory", "embedded"):
+        endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
+    elif settings.tls_ca or settings.tls_cert:
+        raise HubMisconfigured(f"hub: {address.scheme}: is never reached over TLS; remove hub.tls_*")
+    return address
+
+
+def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> EmbeddedServer | None:
+    """The embedded server, if that is the hub."""
+    if parse_hub_address(settings.url).scheme != "embedded":
+        return None
+    return EmbeddedServer(default_home(environ))
+
+
+def open_hub(reactor: Any, settings: HubSettings, incarnation: str, environ: Mapping[str, str]) -> OpenedHub:
+    """The hub of a shard.
+
+    :param incarnation: 16 hex digits that name this run of the shard.
+    :raises HubMisconfigured: the URL or a TLS file cannot work.
+    """
+    address = parse_hub_address(settings.url)
+    if address.scheme == "memory":
+        exchange = Exchange(
+            reactor,
+            max_waiting=settings.journal_max_publications,
+            publish_seconds=settings.publish_seconds,
+        )
+        memory = MemoryHub(exchange, incarnation, linger_seconds=settings.linger_seconds)
+        return OpenedHub(memory, lambda: succeed(None))
+    redis = RedisHubSettings(
+        prefix=settings.prefix,
+        start_seconds=settings.start_seconds,
+        reply_seconds=settings.reply_seconds,
+        linger_seconds=settings.linger_seconds,
+        probe_seconds=settings.probe_seconds,
+        journal=JournalLimits(
+            settings.publish_seconds, settings.journal_max_publications, settings.journal_max_bytes
+        ),
+    )
+    server = embedded_server(settings, environ)
+    if server is None:
+        endpoint = endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
+        return OpenedHub(RedisHub(reactor, address, endpoint, incarnation, redis), lambda: succeed(None))
+
+    def in_thread(function: Callable[[], None]) -> Callable[[], Deferred[None]]:
+        return lambda: deferToThreadPool(reactor, reactor.getThreadPool(), function)
+
+    hub = RedisHub(
+        reactor,
+        address,
+        EmbeddedEndpoint(reactor, server, settings.reply_seconds),
+        incarnation,
+        redis,
+        stopped=in_thread(server.leave),
+    )
+    return OpenedHub(hub, in_thread(server.enter))
+
+
+def _tls(settings: HubSettings) -> TlsFiles:
+    return TlsFiles(settings.tls_ca, settings.tls_cert, settings.tls_key)

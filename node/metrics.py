@@ -1,0 +1,115 @@
+"""What a shard counts. On the message path a metric is one addition to a plain number; Prometheus'
+objects are made when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from spread.hub.api import HubCounters
+
+__all__ = ["ShardCounters", "ShardMetrics"]
+
+
+class ShardCounters(msgspec.Struct, kw_only=True):
+    """Plain numbers of one shard."""
+
+    clients: int = 0
+    connects: int = 0
+    spread: int = 0
+    deliveries: int = 0
+    messages_in: int = 0
+    refused_full: int = 0
+    refused_address: int = 0
+    refused_hub: int = 0
+    slow_clients: int = 0
+    too_long: int = 0
+    rate_limited: int = 0
+    publish_errors: int = 0
+    reading_pauses: int = 0
+    inbox_bytes: int = 0
+    inbox_pauses: int = 0
+
+
+_SHARD_COUNTERS = {
+    "connects": "Connections accepted.",
+    "spread": "Publications fanned out to members of this shard.",
+    "deliveries": "Members that publications were fanned out to.",
+    "messages_in": "Messages received from clients.",
+    "slow_clients": "Clients closed because their outbox was over outbox_max_bytes.",
+    "too_long": "Clients closed for a message over message_max_bytes.",
+    "rate_limited": "Messages refused by max_messages_per_second.",
+    "publish_errors": "Messages that the hub did not take.",
+    "reading_pauses": "Times a client was not read because max_unacknowledged messages were on their way.",
+    "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
+}
+_REFUSED = {"full": "refused_full", "address": "refused_address", "hub": "refused_hub"}
+_SHARD_GAUGES = {
+    "clients": "Clients connected now.",
+    "inbox_bytes": "Bytes of publications received and not yet fanned out.",
+}
+_HUB_COUNTERS = {
+    "published": "Publications the hub has taken.",
+    "publish_retries": "Publications sent again after an unknown outcome or a 'later'.",
+    "publish_failures": "Publications the hub did not take in time.",
+    "received": "Publications received from the hub.",
+    "duplicates": "Publications received twice and dropped.",
+    "malformed": "Messages on our channels that are none of ours.",
+    "unknown_versions": "Messages of another release's envelope.",
+    "reconnects": "Links that came up again.",
+    "deaf_links": "Subscriber links cut because a probe did not arrive.",
+    "missed_windows": "Times the hub was out of hearing.",
+    "missed_seconds": "Seconds the hub was out of hearing.",
+}
+_HUB_GAUGES = {
+    "subscribed_channels": "Channels this shard hears.",
+    "journal_publications": "Publications not yet taken by the hub.",
+    "journal_bytes": "Bytes of publications not yet taken by the hub.",
+}
+
+
+class ShardMetrics(Collector):
+    """The counters as Prometheus metrics, read when they are asked for."""
+
+    def __init__(self, shard: ShardCounters, hub: HubCounters) -> None:
+        self._shard = shard
+        self._hub = hub
+        self._limits: dict[str, float] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def set_limits(self, limits: dict[str, float]) -> None:
+        """The limits in force, by the name of their setting."""
+        self._limits = limits
+
+    def text(self) -> bytes:
+        """The exposition format of Prometheus, version 0.0.4."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """See ``prometheus_client.registry.Collector``."""
+        for prefix, source, counters, gauges in (
+            ("spread", self._shard, _SHARD_COUNTERS, _SHARD_GAUGES),
+            ("spread_hub", self._hub, _HUB_COUNTERS, _HUB_GAUGES),
+        ):
+            for name, text in counters.items():
+                yield CounterMetricFamily(f"{prefix}_{name}", text, value=getattr(source, name))
+            for name, text in gauges.items():
+                yield GaugeMetricFamily(f"{prefix}_{name}", text, value=getattr(source, name))
+        refused = CounterMetricFamily("spread_refused", "Connections refused, by reason.", labels=["reason"])
+        for reason, name in _REFUSED.items():
+            refused.add_metric([reason], getattr(self._shard, name))
+        yield refused
+        limit = GaugeMetricFamily("spread_limit", "Limits in force; 0 is none.", labels=["setting"])
+        for setting, value in sorted(self._limits.items()):
+            limit.add_metric([setting], value)
+        yield limit

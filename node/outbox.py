@@ -1,0 +1,162 @@
+"""The outgoing queue of one client: shared frames, one direct ``send`` a turn, bounded.
+
+A frame is written to many outboxes and never copied. At the end of the turn all frames of an outbox are
+joined and sent straight to the socket; only what the kernel did not take goes to Twisted's buffer, at
+most ``CHUNK_BYTES`` at a time, so that the rest stays here where the limit is kept. Alone, a message
+costs 3–5 µs this way and 13–18 µs through ``transport.write``.
+
+    OPEN     frames are sent as they come
+    BLOCKED  the kernel took less than it was given: frames wait until it has taken the rest
+    CLOSED   overflowed, or closing: frames are dropped
+
+A client whose outbox is over its limit after trying to send is too slow: the outbox drops everything,
+closes itself and tells its owner once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IPullProducer
+from zope.interface import implementer
+
+from spread.node.cork import Cork
+
+__all__ = ["Outbox"]
+
+CHUNK_BYTES = 128 * 1024
+"""What is handed to the kernel or to Twisted at once; Twisted's own limit for one send."""
+
+
+@implementer(IPullProducer)
+class Outbox:
+    """:param transport: a Twisted TCP transport; its socket is written to directly.
+    :param limit_bytes: what may wait here, Twisted's buffer included.
+    :param overflowed: called once when the limit is exceeded.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_cork",
+        "_finished",
+        "_frames",
+        "_is_blocked",
+        "_is_closed",
+        "_is_marked",
+        "_limit_bytes",
+        "_overflowed",
+        "_send",
+        "_transport",
+    )
+
+    def __init__(self, transport: Any, cork: Cork, limit_bytes: int, overflowed: Callable[[], None]) -> None:
+        self._transport = transport
+        self._send: Callable[[bytes], int] = transport.getHandle().send
+        self._cork = cork
+        self._limit_bytes = limit_bytes
+        self._overflowed = overflowed
+        self._frames: list[bytes] = []
+        self._bytes = 0
+        self._is_marked = False
+        self._is_blocked = False
+        self._is_closed = False
+        # Set by close(): what to do once everything has been handed to the kernel.
+        self._finished: Callable[[], None] | None = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What the kernel has not taken yet."""
+        return self._bytes
+
+    def write(self, frame: bytes) -> None:
+        """Queue a frame; it leaves at the end of this turn. The message path: called for each delivery."""
+        if self._is_closed or self._finished is not None:
+            return
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        if not self._is_marked:
+            self._is_marked = True
+            self._cork.mark(self)
+        if self._bytes > self._limit_bytes:
+            self._over_limit()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the kernel takes it."""
+        self._is_marked = False
+        frames = self._frames
+        if self._is_blocked or not frames or self._is_closed:
+            return
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        frames.clear()
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The connection is broken; the transport finds out by itself and tells the session.
+            self._drop()
+            self._transport.abortConnection()
+            return
+        if sent == len(data):
+            self._bytes = 0
+        else:
+            self._block(data[sent:])
+
+    def close(self, finished: Callable[[], None]) -> None:
+        """Take no more frames; call ``finished`` when the kernel has taken the ones that wait.
+
+        Never called if the outbox is abandoned or overflows first.
+        """
+        if self._is_closed or self._finished is not None:
+            return
+        self._finished = finished
+        self.flush()
+        self._check_finished()
+
+    def abandon(self) -> None:
+        """The connection is gone: forget what waits. Idempotent."""
+        self._drop()
+
+    # -- the transport asks for more: it has handed all it had to the kernel ----------------------------
+
+    def resumeProducing(self) -> None:
+        """Twisted's buffer is empty again."""
+        if not self._is_blocked:
+            return  # the call that comes with registerProducer
+        self._is_blocked = False
+        self._transport.unregisterProducer()
+        self._bytes = sum(map(len, self._frames))
+        self.flush()
+        self._check_finished()
+
+    def stopProducing(self) -> None:
+        """The transport is gone."""
+        self._drop()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _block(self, rest: bytes) -> None:
+        self._bytes = len(rest)
+        self._transport.registerProducer(self, False)
+        self._is_blocked = True
+        self._transport.write(rest[:CHUNK_BYTES])
+        if len(rest) > CHUNK_BYTES:
+            self._frames.append(rest[CHUNK_BYTES:])
+
+    def _over_limit(self) -> None:
+        self.flush()  # a burst within one turn is no slowness: let the kernel take what it can first
+        if self._bytes > self._limit_bytes:
+            self._drop()
+            self._overflowed()
+
+    def _check_finished(self) -> None:
+        finished = self._finished
+        if finished is not None and not self._is_blocked and not self._is_closed:
+            self._is_closed = True
+            finished()
+
+    def _drop(self) -> None:
+        self._is_closed = True
+        self._frames.clear()
+        self._bytes = 0

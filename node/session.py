@@ -1,0 +1,371 @@
+"""A client of the text protocol, as the shard sees it: who it is, what it may do, which command.
+
+    state     event                          next      what happens
+    OPENING   the hub has counted it, and
+              its channel is heard           OPEN      greeting, then what it said meanwhile
+    OPENING   the hub stays away             CLOSING   error line
+    OPEN      message                        OPEN      published; the client is not read while too much is
+                                                       on its way
+    OPEN      /join                          OPEN      later commands wait until the channel is heard
+    OPEN      close                          CLOSING   what waits is sent, then the connection ends
+    OPEN      message too long               CLOSING   error line
+    any       outbox over its limit          CLOSED    the connection is dropped, and counted
+    any       the shard stops                CLOSING   goodbye line
+    any       connection lost                CLOSED    it leaves its channel; what it had said is still sent
+
+A session never touches a transport: it has an outbox to write to, and an ``Edge`` to ask for the rest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, cast
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from spread.hub.api import Format, Hub
+from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
+from spread.hub.reactor import Clock
+from spread.node import codes
+from spread.node.channel import Channel, Channels, Codec
+from spread.node.limits import Rate
+from spread.node.metrics import ShardCounters
+from spread.node.outbox import Outbox
+from spread.node.settings import HubSettings, TextSettings
+from spread.node.wire.text import Close, Join, Say, error_line, line_of, parse
+
+__all__ = ["Edge", "Session", "SessionState", "Surroundings"]
+
+MAX_CHANNEL_BYTES = 255
+COUNT_AGAIN_SECONDS = 0.25
+"""Pause before the hub is asked again for the number of a new client."""
+
+
+class Edge(Protocol):
+    """What a session asks of its connection."""
+
+    def pause_reading(self) -> None:
+        """Hand over no more for now."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+    def cut(self) -> None:
+        """Drop the connection now."""
+
+    def finish(self, linger: bool) -> None:
+        """End the connection once what waits has been sent.
+
+        :param linger: the peer may be in the middle of sending: let it see our last words before it sees the
+            end, by taking in what it still sends for a moment.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all sessions of a shard share."""
+
+    clock: Clock
+    hub: Hub
+    channels: Channels
+    counters: ShardCounters
+    text: TextSettings
+    hub_settings: HubSettings
+
+
+class SessionState(Enum):
+    """See the table at the top of this module."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Session:
+    """One text client. ``number`` is unique on this shard and never 0."""
+
+    log = Logger("spread.node.session")
+
+    __slots__ = (
+        "_busy",
+        "_channel",
+        "_edge",
+        "_inbox",
+        "_is_reading",
+        "_is_stopping",
+        "_rate",
+        "_shared",
+        "_unacknowledged",
+        "_unacknowledged_bytes",
+        "number",
+        "outbox",
+        "state",
+    )
+
+    def __init__(self, number: int, edge: Edge, outbox: Outbox, shared: Surroundings) -> None:
+        self.number = number
+        self.outbox = outbox
+        self.state = SessionState.OPENING
+        self._edge = edge
+        self._shared = shared
+        self._channel: Channel | None = None
+        # What was read and not yet worked on: waits while opening or joining. Bounded by one read, since
+        # the edge is paused meanwhile.
+        self._inbox: deque[bytes] | None = None
+        # Opening or joining; cancelled when the connection is lost.
+        self._busy: Deferred[Any] | None = None
+        self._is_reading = True
+        self._is_stopping = False
+        self._unacknowledged = 0
+        self._unacknowledged_bytes = 0
+        limit = shared.text.max_messages_per_second
+        self._rate = Rate(limit, shared.clock.seconds()) if limit else None
+
+    @property
+    def codec(self) -> Codec:
+        """How publications are written for this client."""
+        return line_of
+
+    @property
+    def _is_alive(self) -> bool:
+        return self.state in (SessionState.OPENING, SessionState.OPEN)
+
+    # -- opening -----------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Count the client across the cluster, bring it into its first channel, greet it."""
+        opening = Deferred.fromCoroutine(self._open())
+        opening.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
+        self._wait_for(opening, self._opened, self._not_opened)
+
+    async def _open(self) -> tuple[int, Channel]:
+        number = await self._count()
+        # Last, so that the greeting is written in the same moment in which messages begin to come.
+        return number, await self._shared.channels.join(self, self._shared.text.channel)
+
+    async def _count(self) -> int:
+        shared = self._shared
+        while True:
+            try:
+                return await shared.hub.next_client()
+            except HubUnavailable:
+                # Asked again until the deadline; a count that was lost on the way is a gap in the numbers.
+                pause: Deferred[None] = Deferred()
+                timer = shared.clock.callLater(COUNT_AGAIN_SECONDS, pause.callback, None)
+                try:
+                    await pause
+                finally:
+                    if timer.active():
+                        timer.cancel()
+
+    def _opened(self, counted: tuple[int, Channel]) -> None:
+        number, self._channel = counted
+        self.state = SessionState.OPEN
+        self.outbox.write(self._shared.text.greeting.format(number=number).encode() + b"\n")
+
+    def _not_opened(self, failure: Failure) -> None:
+        self._shared.counters.refused_hub += 1
+        self.refuse(codes.HUB_AWAY)
+
+    # -- what the client says ----------------------------------------------------------------------------
+
+    def received(self, messages: list[bytes]) -> None:
+        """Framed messages, in order."""
+        if not self._is_alive:
+            return
+        if self._inbox is None:
+            self._inbox = deque(messages)
+        else:
+            self._inbox.extend(messages)
+        self._work()
+
+    def _work(self) -> None:
+        inbox = self._inbox
+        while inbox and self._busy is None and self.state is SessionState.OPEN:
+            command = parse(inbox.popleft())
+            if isinstance(command, Say):
+                self._say(command.data)
+            elif isinstance(command, Join):
+                self._join(command.name)
+            else:
+                self.end()
+        if inbox is not None and not inbox:
+            self._inbox = None
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Read the client only while what it says can be worked on."""
+        text = self._shared.text
+        # Stop at the limit, go on at half of it: not one pause for each message.
+        share = 1.0 if self._is_reading else 0.5
+        is_crowded = (
+            self._unacknowledged >= text.max_unacknowledged * share
+            or self._unacknowledged_bytes >= text.max_unacknowledged_bytes * share
+        )
+        wanted = not self._inbox and not is_crowded and not self._is_stopping
+        if wanted is not self._is_reading and self._is_alive:
+            self._is_reading = wanted
+            if wanted:
+                self._edge.resume_reading()
+            else:
+                self._shared.counters.reading_pauses += is_crowded
+                self._edge.pause_reading()
+
+    def _say(self, data: bytes) -> None:
+        shared = self._shared
+        shared.counters.messages_in += 1
+        if self._rate is not None and not self._rate.take(shared.clock.seconds()):
+            shared.counters.rate_limited += 1
+            limit = shared.text.max_messages_per_second
+            self.outbox.write(error_line(codes.TOO_FAST.format(limit=limit)))
+            return
+        size = len(data)
+        self._unacknowledged += 1
+        self._unacknowledged_bytes += size
+        channel = self._channel.name if self._channel is not None else shared.text.channel
+        taken = shared.hub.publish(channel, data, Format.TEXT, self.number)
+        taken.addCallbacks(self._taken, self._not_taken, callbackArgs=(size,), errbackArgs=(size,))
+
+    def _taken(self, _: None, size: int) -> None:
+        self._unacknowledged -= 1
+        self._unacknowledged_bytes -= size
+        if not self._is_reading:
+            self._read_or_not()
+
+    def _not_taken(self, failure: Failure, size: int) -> None:
+        self._shared.counters.publish_errors += 1
+        self.outbox.write(error_line(codes.NOT_DELIVERED))
+        self._taken(None, size)
+        if not failure.check(HubUnavailable, JournalFull):
+            self.log.error("a message was not published: {why}", why=failure.getErrorMessage())
+
+    def _join(self, raw: bytes) -> None:
+        name = channel_name(raw)
+        if name is None:
+            self.outbox.write(error_line(codes.BAD_CHANNEL))
+            return
+        if self._channel is not None and self._channel.name == name:
+            return
+        joining = self._shared.channels.join(self, name)
+        joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
+        self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
+
+    def _joined(self, channel: Channel) -> None:
+        if self._channel is not None:
+            self._shared.channels.leave(self, self._channel)
+        self._channel = channel
+
+    def _not_joined(self, name: str, failure: Failure) -> None:
+        if failure.check(HubRefused):
+            self.outbox.write(error_line(codes.CHANNEL_REFUSED.format(channel=name)))
+        else:
+            self.outbox.write(error_line(codes.HUB_AWAY))
+
+    def _wait_for(self, result: Deferred[Any], done: Any, failed: Any) -> None:
+        """Hold back later commands until ``result`` fires; nothing of it reaches a closed session."""
+
+        def settle(outcome: Any) -> Any:
+            self._busy = None
+            return outcome
+
+        def succeeded(value: Any) -> None:
+            if self._is_alive:
+                done(value)
+
+        def not_succeeded(failure: Failure) -> None:
+            if not failure.check(HubError, CancelledError, TimeoutError):
+                self.log.failure("session {number}", failure, number=self.number)
+            if self._is_alive:
+                failed(failure)
+
+        self._busy = result
+        result.addBoth(settle)
+        result.addCallbacks(succeeded, not_succeeded)
+        result.addCallback(lambda _: self._work())
+        result.addErrback(lambda failure: self.log.failure("session {number}", failure, number=self.number))
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def refuse(self, text: str) -> None:
+        """Say what is wrong, and end the connection."""
+        if self._is_alive:
+            self.outbox.write(error_line(text))
+            self.end(linger=True)
+
+    def overlong(self) -> None:
+        """A message was larger than allowed."""
+        self._shared.counters.too_long += 1
+        self.refuse(codes.TOO_LONG.format(limit=self._shared.text.message_max_bytes))
+
+    def stop_reading(self) -> None:
+        """Take in nothing more; what was taken in is still worked on."""
+        if self._is_alive and self._is_reading:
+            self._is_reading = False
+            self._edge.pause_reading()
+        self._is_stopping = True
+
+    def cut(self) -> None:
+        """Drop the connection now."""
+        self._edge.cut()
+
+    def goodbye(self, shard: int) -> None:
+        """The shard stops."""
+        if self._is_alive:
+            self.outbox.write(self._shared.text.goodbye.format(shard=shard).encode() + b"\n")
+            self.end(linger=True)
+
+    def end(self, linger: bool = False) -> None:
+        """Send what waits, then end the connection."""
+        if self._is_alive:
+            self.state = SessionState.CLOSING
+            self._leave()
+            self._edge.finish(linger)
+
+    def lost(self) -> None:
+        """The connection is gone. What the client said before is still published. Idempotent."""
+        if self.state is SessionState.CLOSED:
+            return
+        said = list(self._inbox or ()) if self.state is not SessionState.CLOSING else []
+        self.state = SessionState.CLOSED
+        self._inbox = None
+        name = self._channel.name if self._channel is not None else self._shared.text.channel
+        self._leave()
+        self.outbox.abandon()
+        for message in said:
+            command = parse(message)
+            if isinstance(command, Say):
+                self._shared.counters.messages_in += 1
+                published = self._shared.hub.publish(name, command.data, Format.TEXT, 0)
+                published.addErrback(self._lost_message)
+            elif isinstance(command, Join):
+                name = channel_name(command.name) or name
+            elif isinstance(command, Close):
+                break
+
+    def _lost_message(self, failure: Failure) -> None:
+        failure.trap(HubError)
+        self._shared.counters.publish_errors += 1
+
+    def _leave(self) -> None:
+        busy, self._busy = self._busy, None
+        if busy is not None:
+            busy.cancel()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._shared.channels.leave(self, channel)
+
+
+def channel_name(raw: bytes) -> str | None:
+    """A channel name as a client typed it; ``None`` if it is none."""
+    if not 0 < len(raw) <= MAX_CHANNEL_BYTES:
+        return None
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return name if name.isprintable() and " " not in name else None

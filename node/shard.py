@@ -1,0 +1,301 @@
+"""One shard: puts everything together, starts it, stops it.
+
+    NEW → STARTING → READY → STOPPING → STOPPED
+
+Start: the hub, the lease, then the sockets; a shard never takes a client before its number is its own.
+Stop: no more clients, no more reading; what was said is published and delivered, everybody gets the
+goodbye line, the lease is given back. All of that within ``stop_seconds``; what is left then is cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from spread.hub.api import Incumbent, Load, ShardIdentity
+from spread.hub.errors import HubError
+from spread.hub.reactor import Timer
+from spread.node.addresses import Address, parse_address
+from spread.node.channel import Channels
+from spread.node.cork import Cork
+from spread.node.edge.text import TextFactory
+from spread.node.fanout import Fanout
+from spread.node.hubs import OpenedHub
+from spread.node.limits import Admission
+from spread.node.listen import bind, start_listening, stop_listening
+from spread.node.metrics import ShardCounters, ShardMetrics
+from spread.node.ops import ops_site
+from spread.node.session import Surroundings
+from spread.node.settings import Settings
+from spread.node.site import http_site
+
+__all__ = ["RESERVED_FILES", "Shard", "ShardState"]
+
+RESERVED_FILES = 64
+"""Open files kept for everything that is no client: links, ports, the log, the epoll."""
+
+SUMMARY_SECONDS = 60.0
+QUIET_POLL_SECONDS = 0.01
+
+
+class ShardState(Enum):
+    """See the line at the top of this module."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Shard:
+    """One shard of the cluster.
+
+    :param number: the number it shall have; ``None`` takes the lowest free one.
+    :param sockets: bound sockets by service (``text``, ``http``); the shard takes them over.
+    :param is_inherited: a parent keeps these sockets open, so waiting connections go to a successor.
+    :param file_limit: open files this process may have.
+    """
+
+    log = Logger("spread.node.shard")
+
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        *,
+        number: int | None,
+        identity: ShardIdentity,
+        opened: OpenedHub,
+        sockets: Mapping[str, Any],
+        is_inherited: bool,
+        file_limit: int,
+    ) -> None:
+        self.state = ShardState.NEW
+        self.number: int | None = number
+        self.counters = ShardCounters()
+        self.lost_to: Incumbent | None = None
+        """Who holds the number now, if this shard has lost it."""
+        self._reactor = reactor
+        self._settings = settings
+        self._identity = identity
+        self._opened = opened
+        self._hub = opened.hub
+        self._sockets = dict(sockets)
+        self._is_inherited = is_inherited
+        self._ports: dict[str, IListeningPort] = {}
+        self._ops_port: IListeningPort | None = None
+        self._summary: Timer | None = None
+        self._told = (0, 0, 0)
+        self._stopped: Deferred[None] | None = None
+        self._lost: Callable[[], None] = lambda: None
+
+        node = settings.node
+        incarnation = bytes.fromhex(identity.incarnation)
+        self._cork = Cork(reactor, time.perf_counter, node.fanout_seconds)
+        self._channels = Channels(self._hub)
+        self._fanout = Fanout(
+            reactor,
+            time.perf_counter,
+            hub=self._hub,
+            channels=self._channels,
+            cork=self._cork,
+            counters=self.counters,
+            incarnation=incarnation,
+            slice_seconds=node.fanout_seconds,
+            inbox_max_bytes=node.inbox_max_bytes,
+        )
+        most = max(1, file_limit - RESERVED_FILES)
+        self._admission = Admission(
+            min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
+        )
+        surroundings = Surroundings(
+            reactor, self._hub, self._channels, self.counters, settings.text, settings.hub
+        )
+        self._text = TextFactory(surroundings, self._admission, self._cork, node.outbox_max_bytes)
+        self._metrics = ShardMetrics(self.counters, self._hub.counters)
+        self._metrics.set_limits(_limits(settings, self._admission))
+
+    # -- start -------------------------------------------------------------------------------------------
+
+    async def start(self, lost: Callable[[], None]) -> str:
+        """Take part in the cluster, then take clients. Gives the ``ready`` line.
+
+        :param lost: called when another process has taken the number; the shard must be stopped.
+        :raises HubError: the hub cannot be reached, or refuses, or the number is taken.
+        :raises CannotListen: a port cannot be had.
+        """
+        self.state = ShardState.STARTING
+        self._lost = lost
+        await self._opened.prepare()
+        await self._hub.start(self._fanout)
+        self.number = await self._hub.claim(self.number, self._identity)
+        self._listen()
+        self._hub.enter(self._load, self._number_lost)
+        self.state = ShardState.READY
+        self._summary = self._reactor.callLater(SUMMARY_SECONDS, self._summarize)
+        self.log.info(
+            "shard {number} is ready as process {pid}, hub {hub}",
+            number=self.number,
+            pid=self._identity.pid,
+            hub=self._hub.name,
+        )
+        return self._ready_line()
+
+    def _listen(self) -> None:
+        ops = parse_address(self._settings.node.ops)
+        if ops is not None:
+            assert self.number is not None
+            ops = ops.plus(self.number)
+            sock = bind(ops.host, ops.port, shared=False)
+            self._ops_port = start_listening(
+                self._reactor, sock, ops_site(self._metrics, self.reasons_not_ready)
+            )
+        factories = {"text": self._text, "http": http_site()}
+        for service, sock in self._sockets.items():
+            self._ports[service] = start_listening(self._reactor, sock, factories[service])
+        self._sockets.clear()
+
+    def _addresses(self) -> dict[str, str]:
+        ports: dict[str, Any] = {
+            "text": self._ports.get("text"),
+            "http": self._ports.get("http"),
+            "ops": self._ops_port,
+        }
+        return {
+            service: "off" if port is None else str(Address(port.getHost().host, port.getHost().port))
+            for service, port in ports.items()
+        }
+
+    def _ready_line(self) -> str:
+        parts = " ".join(f"{service}={address}" for service, address in self._addresses().items())
+        return f"ready shard={self.number} {parts} hub={self._hub.name}"
+
+    # -- while it runs -----------------------------------------------------------------------------------
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why a load balancer should send no clients here now; empty when it should."""
+        reasons = []
+        if self.state is not ShardState.READY:
+            reasons.append(f"the shard is {self.state.value}")
+        if not self._hub.is_live:
+            reasons.append(f"the hub {self._hub.name} is away")
+        if not self._hub.holds_lease:
+            reasons.append(f"the lease of shard {self.number} could not be renewed")
+        if self._admission.clients >= self._admission.max_clients:
+            reasons.append(f"full: {self._admission.clients} clients")
+        return reasons
+
+    def _load(self) -> Load:
+        return Load(
+            clients=self.counters.clients,
+            channels=len(self._channels),
+            addresses=self._addresses(),
+            ready=not self.reasons_not_ready(),
+        )
+
+    def _number_lost(self, incumbent: Incumbent) -> None:
+        self.lost_to = incumbent
+        self._lost()
+
+    def _summarize(self) -> None:
+        self._summary = self._reactor.callLater(SUMMARY_SECONDS, self._summarize)
+        counters = self.counters
+        now = (counters.connects, counters.spread, counters.deliveries)
+        if now != self._told:
+            connects, spread, deliveries = (new - old for new, old in zip(now, self._told, strict=True))
+            self._told = now
+            self.log.info(
+                "{clients} clients; in the last {seconds:g} s {connects} connected, "
+                "{spread} messages spread in {deliveries} deliveries",
+                clients=counters.clients,
+                seconds=SUMMARY_SECONDS,
+                connects=connects,
+                spread=spread,
+                deliveries=deliveries,
+            )
+
+    # -- stop --------------------------------------------------------------------------------------------
+
+    def stop(self) -> Deferred[None]:
+        """Stop cleanly. Never fails, and fires within about ``stop_seconds``. Idempotent."""
+        if self._stopped is None:
+            self.state = ShardState.STOPPING
+            self._stopped = Deferred.fromCoroutine(self._stop())
+        result: Deferred[None] = Deferred()
+
+        def stopped(outcome: Any) -> None:
+            self.state = ShardState.STOPPED
+            result.callback(None)
+
+        self._stopped.addBoth(stopped)
+        return result
+
+    async def _stop(self) -> None:
+        deadline = self._reactor.seconds() + self._settings.node.stop_seconds
+        if self._summary is not None:
+            self._summary.cancel()
+        for sock in self._sockets.values():
+            sock.close()
+        closing = [stop_listening(port, inherited=self._is_inherited) for port in self._ports.values()]
+        try:
+            # Half of the time for what was said to be taken and delivered, most of the rest for the clients
+            # to receive what waits for them, the last bit for the hub.
+            now = self._reactor.seconds()
+            self._text.stop_reading()
+            await self._until(self._is_quiet, now + (deadline - now) * 0.5)
+            self._text.say_goodbye(self.number or 0)
+            await self._until(lambda: not self._text.sessions, now + (deadline - now) * 0.8)
+            if self._text.sessions:
+                self.log.warn(
+                    "{count} clients did not take their last words in time", count=len(self._text.sessions)
+                )
+                self._text.cut_all()
+            self._fanout.stop()
+            if self._ops_port is not None:
+                closing.append(stop_listening(self._ops_port, inherited=True))
+            await gatherResults(closing, consumeErrors=True)
+        except Exception:
+            # Whatever it is, the lease must still be given back.
+            self.log.failure("stopping shard {number}", number=self.number)
+        try:
+            await self._hub.stop()
+        except HubError as error:
+            self.log.warn("leaving the hub: {error}", error=error)
+        self.log.info("shard {number} has stopped", number=self.number)
+
+    def _is_quiet(self) -> bool:
+        """All that clients have said is taken by the hub, and all that came from it is delivered."""
+        return not self._hub.counters.journal_publications and self._fanout.is_idle
+
+    async def _until(self, done: Callable[[], bool], deadline: float) -> None:
+        # Two looks in a row: what the hub has taken last is still on its way back.
+        seen = 0
+        while seen < 2 and self._reactor.seconds() < deadline:
+            seen = seen + 1 if done() else 0
+            pause: Deferred[None] = Deferred()
+            self._reactor.callLater(QUIET_POLL_SECONDS, pause.callback, None)
+            await pause
+
+
+def _limits(settings: Settings, admission: Admission) -> dict[str, float]:
+    """Every limit in force, by the name of its setting."""
+    node, hub, text = settings.node, settings.hub, settings.text
+    return {
+        "node.max_clients": admission.max_clients,
+        "node.max_clients_per_address": admission.max_per_address,
+        "node.outbox_max_bytes": node.outbox_max_bytes,
+        "node.inbox_max_bytes": node.inbox_max_bytes,
+        "hub.journal_max_bytes": hub.journal_max_bytes,
+        "hub.journal_max_publications": hub.journal_max_publications,
+        "text.message_max_bytes": text.message_max_bytes,
+        "text.max_messages_per_second": text.max_messages_per_second,
+        "text.max_unacknowledged": text.max_unacknowledged,
+        "text.max_unacknowledged_bytes": text.max_unacknowledged_bytes,
+    }

@@ -1,0 +1,76 @@
+"""The public HTTP port.
+
+    GET /health      {} and 200 as long as the process serves; what a load balancer asks
+
+Everything else is 404, as JSON that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+from twisted.web.http import Request as HttpRequest
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+__all__ = ["answering", "http_site", "quiet_site"]
+
+IDLE_SECONDS = 60
+"""An HTTP connection without a request is closed after this time."""
+
+
+class _Answer(Resource):
+    """A resource that answers GET and HEAD with what a function gives."""
+
+    isLeaf = True
+
+    def __init__(self, answer: Callable[[], tuple[int, str, bytes]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._answer = answer
+
+    def render_GET(self, request: Request) -> bytes:
+        status, content_type, body = self._answer()
+        request.setResponseCode(status)
+        request.setHeader(b"content-type", content_type.encode())
+        request.setHeader(b"cache-control", b"no-store")
+        return body
+
+
+class _Root(Resource):
+    """Children by name; for all else a 404 in JSON."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = names
+
+    def getChild(self, path: bytes, request: HttpRequest) -> Any:
+        body = msgspec.json.encode({"error": "not found", "here": self._names}) + b"\n"
+        return answering(lambda: (404, "application/json", body))
+
+    def render(self, request: HttpRequest) -> bytes:
+        body: bytes = self.getChild(b"", request).render(request)
+        return body
+
+
+def answering(answer: Callable[[], tuple[int, str, bytes]]) -> Resource:
+    """A resource that answers GET with ``(status, content type, body)``."""
+    return _Answer(answer)
+
+
+def quiet_site(children: dict[str, Resource]) -> Site:
+    """A site of these resources, that logs no requests."""
+    root = _Root(" ".join(f"/{name}" for name in children))
+    for name, resource in children.items():
+        root.putChild(name.encode(), cast(Any, resource))
+    site = Site(root, timeout=IDLE_SECONDS)
+    site.noisy = False
+    site.displayTracebacks = False
+    site.log = lambda request: None  # type: ignore[method-assign]  # an access log is the balancer's work
+    return site
+
+
+def http_site() -> Site:
+    """What the public HTTP port serves."""
+    return quiet_site({"health": answering(lambda: (200, "application/json", b"{}"))})
