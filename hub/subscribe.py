@@ -216,12 +216,13 @@ class Subscriptions:
 
     def _soon(self) -> None:
         if self._turn is None and self._connection is not None and not self._in_flight:
-            self._turn = self._clock.callLater(0, self._next_batch)
+            self._turn = self._clock.callLater(0, self._turn_over)
+
+    def _turn_over(self) -> None:
+        self._turn = None
+        self._next_batch()
 
     def _next_batch(self) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
         if self._connection is None or self._in_flight:
             return
         if self._unwanted:
