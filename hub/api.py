@@ -80,6 +80,10 @@ class Receiver(Protocol):
         """All publications of one read from the hub have been handed over."""
         ...
 
+    def pressed(self, channel: str) -> None:
+        """Receivers of a channel, on some shard, can hardly keep up; see ``Hub.press``."""
+        ...
+
     def missed(self, seconds: float) -> None:
         """The link is live again after having been away: plain channels may have lost publications."""
         ...
@@ -232,6 +236,13 @@ class Hub(Protocol):
 
     def unsubscribe(self, channel: str) -> None:
         """Stop hearing a channel, some seconds from now, unless it is subscribed again before."""
+        ...
+
+    def press(self, channel: str) -> None:
+        """Tell all shards that hear a channel that some of its receivers can hardly keep up.
+
+        A hint, sent at most once and on no account waited for.
+        """
         ...
 
     def pause(self) -> None:

@@ -2,11 +2,11 @@
 
     offset  size  field
     0       1     version, 1
-    1       1     kind: 1 publication, 2 probe
-    2       1     format of the payload (``api.Format``); 0 for a probe
+    1       1     kind: 1 publication, 2 probe, 3 pressure (see api.Hub.press)
+    2       1     format of the payload (``api.Format``); 0 for other kinds
     3       1     length of the header, 28 in version 1; what a later release appends is skipped
     4       8     incarnation of the publishing shard
-    12      8     sequence of that shard on this link, from 1, big-endian
+    12      8     sequence of that shard on this link, from 1, big-endian; 0 for other kinds
     20      8     number of the publishing session on that shard, big-endian; 0 for none
     28      n     payload
 
@@ -26,6 +26,7 @@ from spread.hub.api import Publication
 
 __all__ = [
     "HEADER_BYTES",
+    "KIND_PRESSURE",
     "KIND_PROBE",
     "KIND_PUBLICATION",
     "VERSION",
@@ -38,6 +39,7 @@ __all__ = [
 VERSION = 1
 KIND_PUBLICATION = 1
 KIND_PROBE = 2
+KIND_PRESSURE = 3
 
 _HEADER = struct.Struct(">BBBB8sQQ")
 HEADER_BYTES = _HEADER.size

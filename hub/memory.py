@@ -209,6 +209,12 @@ class MemoryHub:
         if channel not in self._lingering and self in self._exchange.subscribers.get(channel, ()):
             self._lingering[channel] = self._clock.callLater(self._linger_seconds, self._drop, channel)
 
+    def press(self, channel: str) -> None:
+        """See ``api.Hub``."""
+        if self.is_live:
+            for hub in list(self._exchange.subscribers.get(channel, ())):
+                self._clock.callLater(0, hub._pressed, channel)
+
     def pause(self) -> None:
         """See ``api.Hub``."""
         self._paused = True
@@ -238,6 +244,10 @@ class MemoryHub:
     def _arrive(self, channel: str, publication: Publication) -> None:
         self._inbox.append((channel, publication))
         self._soon()
+
+    def _pressed(self, channel: str) -> None:
+        if self._receiver is not None and not self._is_stopped:
+            self._receiver.pressed(channel)
 
     def _soon(self) -> None:
         if self._turn is None and self._inbox and not self._paused:

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from spread.hub.address import HubAddress
 from spread.hub.api import Format, HubCounters, Incumbent, Load, Receiver, ShardIdentity, ShardInfo
-from spread.hub.envelope import HEADER_BYTES, KIND_PROBE, pack
+from spread.hub.envelope import HEADER_BYTES, KIND_PRESSURE, KIND_PROBE, pack
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost, MessageTooLarge
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
 from spread.hub.probe import Probe, probe_sender
@@ -111,6 +111,7 @@ class RedisHub:
         self._channel_prefix = f"{settings.prefix}:ch:{{".encode()
         self._probe_key = f"{settings.prefix}:probe:{incarnation}".encode()
         probe = pack(KIND_PROBE, 0, shard, 0, 0, b"")
+        self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
         self._probe = Probe(
             reactor,
             settings.probe_seconds,
@@ -276,6 +277,14 @@ class RedisHub:
         """See ``api.Hub``."""
         if self._subscriptions is not None:
             self._subscriptions.unsubscribe(channel)
+
+    def press(self, channel: str) -> None:
+        """See ``api.Hub``."""
+        connection = self._commands.protocol
+        if connection is not None:
+            key = self._channel_prefix + channel.encode() + b"}"
+            hint = connection.execute_command(b"PUBLISH", key, self._pressure)
+            hint.addErrback(lambda failure: failure.trap(HubError))
 
     def pause(self) -> None:
         """See ``api.Hub``."""

@@ -28,7 +28,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from spread.hub.api import HubCounters, Receiver
-from spread.hub.envelope import KIND_PUBLICATION, MalformedEnvelope, UnknownVersion, unpack
+from spread.hub.envelope import KIND_PRESSURE, KIND_PUBLICATION, MalformedEnvelope, UnknownVersion, unpack
 from spread.hub.errors import HubRefused, ReplyError
 from spread.hub.link import SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
@@ -187,6 +187,9 @@ class Subscriptions:
             self._odd(subscription.channel, error)
             return
         if kind != KIND_PUBLICATION:
+            if kind == KIND_PRESSURE:
+                self._receiver.pressed(subscription.channel)
+                return
             self._odd(subscription.channel, MalformedEnvelope(f"kind {kind}"))
             return
         shard = publication.shard

@@ -38,6 +38,8 @@ class Cork:
         self._turn_seconds = turn_seconds
         self._marked: list[Flushable] = []
         self._turn: Timer | None = None
+        self.is_pressed = False
+        """Set by an outbox that is over half of its limit; taken back by who reads it."""
 
     def mark(self, outbox: Flushable) -> None:
         """Flush this outbox soon. The outbox sees to it that it is marked once."""

@@ -20,6 +20,7 @@ from spread.hub.reactor import Clock, Timer
 from spread.node.channel import Channels
 from spread.node.cork import Cork
 from spread.node.metrics import ShardCounters
+from spread.node.pressure import Pressure
 
 __all__ = ["Fanout"]
 
@@ -44,6 +45,7 @@ class Fanout:
         hub: Hub,
         channels: Channels,
         cork: Cork,
+        pressure: Pressure,
         counters: ShardCounters,
         incarnation: bytes,
         slice_seconds: float,
@@ -54,12 +56,14 @@ class Fanout:
         self._hub = hub
         self._channels = channels
         self._cork = cork
+        self._pressure = pressure
         self._counters = counters
         self._incarnation = incarnation
         self._slice_seconds = slice_seconds
         self._inbox_max_bytes = inbox_max_bytes
         self._inbox: deque[tuple[str, Publication]] = deque()
-        self._begun: Iterator[None] | None = None
+        # A large channel's fan-out that the last slice did not finish, and its name.
+        self._begun: tuple[str, Iterator[None]] | None = None
         self._next: Timer | None = None
         self._is_paused = False
 
@@ -81,6 +85,10 @@ class Fanout:
             self._hub.pause()
         if self._next is None and self._inbox:
             self._slice()
+
+    def pressed(self, channel: str) -> None:
+        """See ``hub.api.Receiver``."""
+        self._pressure.heard(channel)
 
     def missed(self, seconds: float) -> None:
         """See ``hub.api.Receiver``."""
@@ -111,7 +119,7 @@ class Fanout:
             self._next = self._clock.callLater(0, self._slice)
 
     def _deliver(self, deadline: float) -> None:
-        if self._begun is not None and not self._go_on(self._begun, deadline):
+        if self._begun is not None and not self._go_on(*self._begun, deadline):
             return
         inbox = self._inbox
         counters = self._counters
@@ -126,19 +134,28 @@ class Fanout:
             counters.deliveries += len(channel.members)
             publisher = publication.session if publication.shard == self._incarnation else 0
             begun = channel.fan_out(publication, publisher)
+            if self._cork.is_pressed:
+                self._felt(name)
             if begun is not None:
-                if not self._go_on(begun, deadline):
+                if not self._go_on(name, begun, deadline):
                     return
             else:
                 looks += 1
                 if looks % PUBLICATIONS_PER_LOOK == 0 and self._now() > deadline:
                     return
 
-    def _go_on(self, begun: Iterator[None], deadline: float) -> bool:
+    def _go_on(self, name: str, begun: Iterator[None], deadline: float) -> bool:
         """``True`` when this publication has reached all members, ``False`` when the time is over."""
-        self._begun = begun
         for _ in begun:
+            if self._cork.is_pressed:
+                self._felt(name)
             if self._now() > deadline:
+                self._begun = (name, begun)
                 return False
         self._begun = None
         return True
+
+    def _felt(self, channel: str) -> None:
+        """An outbox ran over half of its limit while this channel was served."""
+        self._cork.is_pressed = False
+        self._pressure.felt(channel)

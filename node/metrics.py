@@ -36,6 +36,8 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     reading_pauses: int = 0
     inbox_bytes: int = 0
     inbox_pauses: int = 0
+    pressed: int = 0
+    held_publishers: int = 0
 
 
 _SHARD_COUNTERS = {
@@ -48,6 +50,8 @@ _SHARD_COUNTERS = {
     "rate_limited": "Messages refused by max_messages_per_second.",
     "publish_errors": "Messages that the hub did not take.",
     "reading_pauses": "Times a client was not read because max_unacknowledged messages were on their way.",
+    "pressed": "Times a channel was pressed because a member here was over half of outbox_max_bytes.",
+    "held_publishers": "Times a client was not read for a moment because its channel was pressed.",
     "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
 }
 _REFUSED = {"full": "refused_full", "address": "refused_address", "hub": "refused_hub"}

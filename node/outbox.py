@@ -9,7 +9,8 @@ costs 3–5 µs this way and 13–18 µs through ``transport.write``.
     BLOCKED  the kernel took less than it was given: frames wait until it has taken the rest
     CLOSED   overflowed, or closing: frames are dropped
 
-A client whose outbox is over its limit after trying to send is too slow: the outbox drops everything,
+An outbox that is over half of its limit says so to the cork, for ``spread.node.pressure``. A client whose
+outbox is over its limit after trying to send is too slow: the outbox drops everything,
 closes itself and tells its owner once.
 """
 
@@ -45,6 +46,7 @@ class Outbox:
         "_is_closed",
         "_is_marked",
         "_limit_bytes",
+        "_mark_bytes",
         "_overflowed",
         "_send",
         "_transport",
@@ -55,6 +57,7 @@ class Outbox:
         self._send: Callable[[bytes], int] = transport.getHandle().send
         self._cork = cork
         self._limit_bytes = limit_bytes
+        self._mark_bytes = limit_bytes // 2
         self._overflowed = overflowed
         self._frames: list[bytes] = []
         self._bytes = 0
@@ -78,8 +81,8 @@ class Outbox:
         if not self._is_marked:
             self._is_marked = True
             self._cork.mark(self)
-        if self._bytes > self._limit_bytes:
-            self._over_limit()
+        if self._bytes > self._mark_bytes:
+            self._over_mark()
 
     def flush(self) -> None:
         """Send what waits, as far as the kernel takes it."""
@@ -144,8 +147,10 @@ class Outbox:
         if len(rest) > CHUNK_BYTES:
             self._frames.append(rest[CHUNK_BYTES:])
 
-    def _over_limit(self) -> None:
+    def _over_mark(self) -> None:
         self.flush()  # a burst within one turn is no slowness: let the kernel take what it can first
+        if self._bytes > self._mark_bytes:
+            self._cork.is_pressed = True
         if self._bytes > self._limit_bytes:
             self._drop()
             self._overflowed()

@@ -35,6 +35,7 @@ from spread.node.channel import Channel, Channels, Codec
 from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
+from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
 from spread.node.wire.text import Close, Join, Say, error_line, line_of, parse
 
@@ -72,6 +73,7 @@ class Surroundings:
     clock: Clock
     hub: Hub
     channels: Channels
+    pressure: Pressure
     counters: ShardCounters
     text: TextSettings
     hub_settings: HubSettings
@@ -96,6 +98,7 @@ class Session:
         "_channel",
         "_edge",
         "_inbox",
+        "_is_held",
         "_is_reading",
         "_is_stopping",
         "_rate",
@@ -119,6 +122,7 @@ class Session:
         self._inbox: deque[bytes] | None = None
         # Opening or joining; cancelled when the connection is lost.
         self._busy: Deferred[Any] | None = None
+        self._is_held = False
         self._is_reading = True
         self._is_stopping = False
         self._unacknowledged = 0
@@ -186,16 +190,21 @@ class Session:
 
     def _work(self) -> None:
         inbox = self._inbox
+        spoke = False
         while inbox and self._busy is None and self.state is SessionState.OPEN:
             command = parse(inbox.popleft())
             if isinstance(command, Say):
                 self._say(command.data)
+                spoke = True
             elif isinstance(command, Join):
                 self._join(command.name)
             else:
                 self.end()
         if inbox is not None and not inbox:
             self._inbox = None
+        if spoke and not self._is_held and self._shared.pressure.hold(self._said_in(), self):
+            self._is_held = True
+            self._shared.counters.held_publishers += 1
         self._read_or_not()
 
     def _read_or_not(self) -> None:
@@ -207,7 +216,7 @@ class Session:
             self._unacknowledged >= text.max_unacknowledged * share
             or self._unacknowledged_bytes >= text.max_unacknowledged_bytes * share
         )
-        wanted = not self._inbox and not is_crowded and not self._is_stopping
+        wanted = not (self._inbox or is_crowded or self._is_held or self._is_stopping)
         if wanted is not self._is_reading and self._is_alive:
             self._is_reading = wanted
             if wanted:
@@ -227,9 +236,17 @@ class Session:
         size = len(data)
         self._unacknowledged += 1
         self._unacknowledged_bytes += size
-        channel = self._channel.name if self._channel is not None else shared.text.channel
-        taken = shared.hub.publish(channel, data, Format.TEXT, self.number)
+        taken = shared.hub.publish(self._said_in(), data, Format.TEXT, self.number)
         taken.addCallbacks(self._taken, self._not_taken, callbackArgs=(size,), errbackArgs=(size,))
+
+    def _said_in(self) -> str:
+        """The channel that what this client says goes to."""
+        return self._channel.name if self._channel is not None else self._shared.text.channel
+
+    def released(self) -> None:
+        """See ``pressure.Publisher``."""
+        self._is_held = False
+        self._read_or_not()
 
     def _taken(self, _: None, size: int) -> None:
         self._unacknowledged -= 1
@@ -333,7 +350,7 @@ class Session:
         said = list(self._inbox or ()) if self.state is not SessionState.CLOSING else []
         self.state = SessionState.CLOSED
         self._inbox = None
-        name = self._channel.name if self._channel is not None else self._shared.text.channel
+        name = self._said_in()
         self._leave()
         self.outbox.abandon()
         for message in said:

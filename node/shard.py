@@ -31,6 +31,7 @@ from spread.node.limits import Admission
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.metrics import ShardCounters, ShardMetrics
 from spread.node.ops import ops_site
+from spread.node.pressure import Pressure
 from spread.node.session import Surroundings
 from spread.node.settings import Settings
 from spread.node.site import http_site
@@ -100,12 +101,14 @@ class Shard:
         incarnation = bytes.fromhex(identity.incarnation)
         self._cork = Cork(reactor, time.perf_counter, node.fanout_seconds)
         self._channels = Channels(self._hub)
+        pressure = Pressure(reactor, self._hub, self.counters)
         self._fanout = Fanout(
             reactor,
             time.perf_counter,
             hub=self._hub,
             channels=self._channels,
             cork=self._cork,
+            pressure=pressure,
             counters=self.counters,
             incarnation=incarnation,
             slice_seconds=node.fanout_seconds,
@@ -116,7 +119,7 @@ class Shard:
             min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
         )
         surroundings = Surroundings(
-            reactor, self._hub, self._channels, self.counters, settings.text, settings.hub
+            reactor, self._hub, self._channels, pressure, self.counters, settings.text, settings.hub
         )
         self._text = TextFactory(surroundings, self._admission, self._cork, node.outbox_max_bytes)
         self._metrics = ShardMetrics(self.counters, self._hub.counters)
