@@ -31,21 +31,16 @@ from typing import cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from spread.client.connection import CLOSE_SECONDS, Backoff, ChatConnection, Clock, Timer, cancel
 from spread.client.lines import MESSAGE_MAX_BYTES, KeptLines, LineSplitter, channel_of, is_close, message_of
 from spread.client.terminal import Screen
 
-__all__ = ["Backoff", "ChatClient", "ChatConnection", "ChatSettings", "State"]
+__all__ = ["ChatClient", "ChatSettings", "State"]
 
-BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_MOST_SECONDS = 10.0
-CLOSE_SECONDS = 5.0
-"""How long the server may take to close its side, once all is sent."""
 INTERRUPT_SECONDS = 1.0
 """How long an interrupted client still tries to send what it wrote."""
 
@@ -80,19 +75,6 @@ class Ending(Enum):
     INTERRUPTED = "interrupted"
 
 
-class Timer(Interface):
-    def active(self) -> bool: ...
-    def cancel(self) -> None: ...
-
-
-class Clock(Interface):
-    """A reactor, or a Clock in tests."""
-
-    def seconds(self) -> float: ...
-
-    def callLater(self, delay: float, callable: Callable[..., object], /) -> Timer: ...
-
-
 class Source(Interface):
     """Where typed bytes come from."""
 
@@ -101,19 +83,6 @@ class Source(Interface):
     def ask(self, received: Callable[[bytes], object]) -> None:
         """Read once; call ``received`` later, with ``b""`` at the end."""
         ...
-
-
-class Transport(Interface):
-    """The side of Twisted's TCP transport that is used here."""
-
-    def write(self, data: bytes) -> None: ...
-    def loseWriteConnection(self) -> None: ...
-    def loseConnection(self) -> None: ...
-    def abortConnection(self) -> None: ...
-    def registerProducer(self, producer: object, streaming: bool) -> None: ...
-    def unregisterProducer(self) -> None: ...
-    def setTcpKeepAlive(self, enabled: bool) -> None: ...
-    def setTcpNoDelay(self, enabled: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,94 +100,6 @@ class ChatSettings:
     """End with status 1 when connecting fails or the connection is lost."""
     stay: bool = False
     """Listen on after the end of the input."""
-
-
-class Backoff:
-    """How long to wait before the next attempt: exponential, with full jitter.
-
-    Full jitter, because the thousand clients of a shard that died must not come back all at once.
-    """
-
-    def __init__(self, fraction: Callable[[], float]) -> None:
-        """:param fraction: random numbers from 0 to 1."""
-        self._fraction = fraction
-        self._most_seconds = BACKOFF_FIRST_SECONDS
-
-    def next_seconds(self) -> float:
-        """From 0 up to a bound: 0.1 s, doubled with each call, 10 s at most."""
-        seconds = self._most_seconds * self._fraction()
-        self._most_seconds = min(self._most_seconds * 2, BACKOFF_MOST_SECONDS)
-        return seconds
-
-    def lasted(self, seconds: float) -> None:
-        """A connection was up that long.
-
-        A short one changes nothing: a server that takes connections only to close them is not to be
-        asked twenty times a second.
-        """
-        if seconds >= BACKOFF_MOST_SECONDS:
-            self._most_seconds = BACKOFF_FIRST_SECONDS
-
-
-@implementer(IHalfCloseableProtocol)
-class ChatConnection(Protocol):
-    """One connection to the server. Tells the client what happens; decides only how to close.
-
-    Half-closeable, since that is how Twisted tells that everything written has gone out.
-    """
-
-    def __init__(self, client: ChatClient, clock: Clock) -> None:
-        self.all_sent = False
-        """Everything written has gone out, and our side is closed."""
-        self._client = client
-        self._clock = clock
-        self._abort: Timer | None = None
-
-    @property
-    def _wire(self) -> Transport:
-        return cast(Transport, self.transport)
-
-    def connectionMade(self) -> None:
-        self._wire.setTcpNoDelay(True)
-        self._wire.setTcpKeepAlive(True)  # a listener would else never learn that the server's host is gone
-        self._wire.registerProducer(self._client, True)
-        self._client.connected(self)
-
-    def write(self, data: bytes) -> None:
-        self._wire.write(data)
-
-    def finish(self) -> None:
-        """Send what was written, then close our side; go on reading."""
-        self._wire.unregisterProducer()
-        self._wire.loseWriteConnection()
-
-    def close(self) -> None:
-        """Send what was written, then close, within ``CLOSE_SECONDS``."""
-        if self._abort is None:
-            self._abort = self._clock.callLater(CLOSE_SECONDS, self.abort)
-        self._wire.unregisterProducer()
-        self._wire.loseConnection()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._wire.abortConnection()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._client.heard(data)
-
-    def writeConnectionLost(self) -> None:
-        self.all_sent = True
-        self._client.all_sent()
-
-    def readConnectionLost(self) -> None:
-        """The server has closed its side; it will not take anything more."""
-        self._client.pauseProducing()
-        self.close()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._abort is not None:
-            _cancel(self._abort)
-        self._client.lost(self, reason)
 
 
 class ChatClient:
@@ -302,7 +183,7 @@ class ChatClient:
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
-            _cancel(self._timer)
+            cancel(self._timer)
 
     def _finish(self, status: int) -> None:
         self._enter(State.CLOSED)
@@ -366,7 +247,8 @@ class ChatClient:
             self._backoff.lasted(self._clock.seconds() - self._connected_at)
             self._retry("Lost Connection", reason)
         elif self._ending is Ending.INTERRUPTED or (
-            connection.all_sent and isinstance(reason.value, ConnectionDone)
+            isinstance(reason.value, ConnectionDone)
+            and (connection.all_sent or self._ending is Ending.COMMAND)
         ):
             self._finish(0)
         else:
@@ -515,24 +397,21 @@ class ChatClient:
         self._enter(State.CLOSING)
         self._takes_more = False
         self._stop_hello()
-        if self._ending is Ending.COMMAND:
+        if self._ending is Ending.COMMAND:  # both sides stay open: the server may answer until it closes
             connection.write(b"close\n")
-        connection.finish()
+            self._timer = self._clock.callLater(CLOSE_SECONDS, self._server_stays)
+        else:
+            connection.finish()
 
     def all_sent(self) -> None:
-        """Our side is closed; the server's turn."""
+        """All has gone out and our side is closed; the server's turn."""
         if self.state is State.CLOSING and self._ending is not Ending.INTERRUPTED:
             self._timer = self._clock.callLater(CLOSE_SECONDS, self._server_stays)
 
     def _server_stays(self) -> None:
-        self._say(f"All is sent; the server has not closed the connection within {CLOSE_SECONDS:g} s.")
+        self._say(f"The server has not closed the connection within {CLOSE_SECONDS:g} s.")
         if self._connection is not None:
             self._connection.close()
-
-
-def _cancel(timer: Timer) -> None:
-    if timer.active():
-        timer.cancel()
 
 
 def _count(number: int, noun: str) -> str:

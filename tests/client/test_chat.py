@@ -14,7 +14,8 @@ from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRef
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from spread.client.chat import MOVES, Backoff, ChatClient, ChatConnection, ChatSettings, State
+from spread.client.chat import MOVES, ChatClient, ChatSettings, State
+from spread.client.connection import Backoff, ChatConnection
 from spread.client.lines import KEPT_MAX_LINES
 from spread.client.terminal import Screen
 
@@ -444,7 +445,7 @@ def test_an_input_that_ends_with_nothing_to_say_and_no_connection_ends_at_once(r
     assert not world.clock.getDelayedCalls()
 
 
-def test_a_server_that_does_not_close_is_left() -> None:
+def test_a_server_that_stays_open_after_the_end_of_input_is_left() -> None:
     world = World()
     transport = world.accept()
     world.source.end()
@@ -457,7 +458,7 @@ def test_a_server_that_does_not_close_is_left() -> None:
     assert transport.is_losing
     transport.gone(ConnectionDone())
     assert world.exit == [0]
-    assert world.statuses()[-1] == "All is sent; the server has not closed the connection within 5 s."
+    assert world.statuses()[-1] == "The server has not closed the connection within 5 s."
 
 
 @pytest.mark.parametrize("all_sent", [False, True])
@@ -507,10 +508,32 @@ def test_close_is_sent_as_it_is_and_nothing_after_it() -> None:
     assert transport.sent == b"bob: bye\nclose\n"
     assert world.statuses()[-1] == "1 line after close not sent."
     assert world.source.asked is None
-    transport.drain()
+    assert not transport.is_half_closed
+    transport.connection.dataReceived(b"goodbye\n")
     transport.server_closes()
     assert world.exit == [0]
+    assert world.out.written == b"goodbye\n"
     assert not world.dialled
+    assert not world.clock.getDelayedCalls()
+
+
+def test_a_server_that_does_not_know_close_is_left() -> None:
+    world = World()
+    transport = world.accept()
+    world.source.type(b"close\n")
+    world.clock.advance(5)
+    assert transport.is_losing
+    assert world.statuses()[-1] == "The server has not closed the connection within 5 s."
+    transport.gone(ConnectionDone())
+    assert world.exit == [0]
+
+
+def test_a_connection_that_breaks_after_close_was_typed_may_have_lost_something() -> None:
+    world = World()
+    transport = world.accept()
+    world.source.type(b"bye\nclose\n")
+    transport.gone(ConnectionLost())
+    assert world.exit == [1]
 
 
 def test_what_is_read_after_close_is_ignored() -> None:

@@ -203,7 +203,8 @@ def test_one_line_from_a_pipe_is_said_and_that_was_all(stage: Stage) -> None:
     peer.heard.until(rb"bob: hi\n")
     assert peer.heard.text == b"bob: hi\n"
     out = program.out.rest().decode()
-    assert re.fullmatch(r"欢迎来到Spread Site,您是第\d+个客户端用户!\njoined .*\n", out)
+    # A server that sees the end of the input before it has sent an answer drops the answer.
+    assert re.fullmatch(r"欢迎来到Spread Site,您是第\d+个客户端用户!\n(joined .*\n)?", out)
     address = f"127.0.0.1:{stage.server.port}"
     assert program.err.rest().decode() == f"{address}: Start to connect.\n{address}: connect to server!\n"
 
