@@ -25,6 +25,7 @@ from twisted.logger import Logger
 
 from spread.hub.errors import HubError, HubMisconfigured, LeaseTaken
 from spread.node.addresses import AutoShard, OneShard, ShardRange, parse_address, parse_shards
+from spread.node.child import FLEET_LIFELINE
 from spread.node.config import ConfigError, load
 from spread.node.flags import SettingsCommand, example_toml, given, options
 from spread.node.listen import CannotListen, bind, inherited, raise_file_limit
@@ -34,9 +35,6 @@ from spread.node.settings import Settings
 __all__ = ["main"]
 
 CLEAN, FAILED, USAGE, TAKEN, HUB = 0, 1, 2, 3, 4
-
-LIFELINE = "SPREAD_FLEET_LIFELINE"
-"""The descriptor whose end of file means that the parent of a fleet is gone."""
 
 log = Logger("spread.node.cli")
 
@@ -150,8 +148,15 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
             if not stop.called:
                 stop.callback(None)
 
-        _on_signals(reactor, ask_to_stop, lambda: log.info("SIGHUP: this shard has nothing to read again"))
-        _watch_lifeline(reactor, os.environ, ask_to_stop)
+        is_child = _watch_lifeline(reactor, os.environ, ask_to_stop)
+        # Whoever signals a whole process group (a terminal, systemd) reaches the parent as well, which then
+        # sends SIGTERM itself: a second one is no impatience, and the parent kills who takes too long.
+        _on_signals(
+            reactor,
+            ask_to_stop,
+            lambda: log.info("SIGHUP: this shard has nothing to read again"),
+            is_patient=is_child,
+        )
         try:
             ready = await shard.start(ask_to_stop)
         except Exception as error:
@@ -299,8 +304,12 @@ def _on_signals(
     stop: Callable[[], None],
     hang_up: Callable[[], None],
     again: Callable[[], None] | None = None,
+    is_patient: bool = False,
 ) -> None:
     """SIGTERM and SIGINT ask to stop; the second of them ends the process at once.
+
+    :param again: called at the second signal instead; the third ends the process.
+    :param is_patient: SIGINT is left to the parent, and nothing but ``stop`` ends the process.
 
     Set after Twisted has set its own, so that the first signal is a request and not ``reactor.stop``.
     """
@@ -310,22 +319,27 @@ def _on_signals(
         asked.append(number)
         if len(asked) == 1:
             reactor.callFromThread(stop)
+        elif is_patient:
+            pass
         elif again is not None and len(asked) == 2:
             reactor.callFromThread(again)
         else:
             os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, stop_or_exit)
-    signal.signal(signal.SIGINT, stop_or_exit)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if is_patient else stop_or_exit)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(hang_up))
 
 
-def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[], None]) -> None:
-    """Notice that the parent of the fleet is gone: its end of a pipe is closed then, however it died."""
-    descriptor = environ.get(LIFELINE, "")
+def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[], None]) -> bool:
+    """Notice that the parent of the fleet is gone: its end of a pipe is closed then, however it died.
+
+    ``False`` if this shard has no parent.
+    """
+    descriptor = environ.get(FLEET_LIFELINE, "")
     if not descriptor.isdigit():
-        return
+        return False
 
     from twisted.internet.abstract import FileDescriptor
 
@@ -344,3 +358,4 @@ def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[],
             gone()
 
     reactor.addReader(Lifeline(reactor))
+    return True
