@@ -1,0 +1,281 @@
+"""The command line of the settings: for each its flag, its environment variable and its help.
+
+Everything here is made from the structs of ``spread.node.settings``; a setting that is added there has
+its flag, its variable, its line in ``--help`` and in the example configuration at once. Values pass through
+unconverted, as click got them: ``spread.node.config`` converts them, and words what is wrong with them.
+
+The section ``node`` is left out of a flag, the others are its first part; ``SHORT`` has the exceptions.
+The environment variable is the flag in capitals: ``--text-message-max-bytes`` is
+``SPREAD_TEXT_MESSAGE_MAX_BYTES``.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+from msgspec import Meta, Struct
+from msgspec.structs import fields
+
+from spread.node.settings import Settings
+
+__all__ = ["FLAGS", "SHORT", "Flag", "SettingsCommand", "example_toml", "given", "options"]
+
+Kind = Literal["bool", "choice", "float", "int", "str"]
+Default = bool | float | int | str
+
+SHORT: dict[str, str] = {"hub.url": "hub", "text.listen": "text"}
+"""Flags that are not made from the name of their setting."""
+
+_METAVARS: dict[str, str] = {
+    "node.shard": "N|A-B|auto",
+    "node.http": "HOST:PORT|off",
+    "node.ops": "HOST:PORT|off",
+    "hub.url": "URL",
+    "hub.tls_ca": "FILE",
+    "hub.tls_cert": "FILE",
+    "hub.tls_key": "FILE",
+    "text.listen": "HOST:PORT|off",
+}
+_UNITS: dict[str, str] = {"_per_second": "per second", "_seconds": "seconds", "_bytes": "bytes"}
+
+_EPILOG = """\
+\b
+Examples:
+  spread-node --shard 0-1
+      two shards; then `nc 127.0.0.1 8007` in two windows, and type
+  spread-node --shard 0
+  spread-node --shard 1
+      the same two shards, each in a terminal of its own
+  spread-node --config spread.toml --check
+      say what is wrong with a configuration, start nothing
+
+\b
+Every setting is looked up in this order: flag, environment variable (in
+brackets above), configuration file, default.
+
+\b
+Exit codes:
+  0  clean stop, or --check found nothing wrong
+  2  bad usage or configuration
+  3  the shard number is taken by another live process
+  4  the hub cannot be reached
+"""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One setting: everything that is known about it apart from its value."""
+
+    key: str
+    """``section.field``, its name in a configuration file."""
+    flag: str
+    """With its two dashes."""
+    variable: str
+    """Its environment variable."""
+    kind: Kind
+    default: Default
+    help: str
+    """What it is: sentences, without its default and bounds."""
+    unit: str
+    """``seconds``, ``bytes``, ``per second``, or nothing."""
+    choices: tuple[str, ...]
+    bounds: str
+    """In words, ``1 to 100 bytes``; empty without any."""
+    type: Any
+    """The annotated type of the field, for ``msgspec.convert``."""
+
+    @property
+    def section(self) -> str:
+        """The first part of the key."""
+        return self.key.partition(".")[0]
+
+    @property
+    def field(self) -> str:
+        """The second part of the key."""
+        return self.key.partition(".")[2]
+
+    @property
+    def parameter(self) -> str:
+        """Under which name click passes its value."""
+        return self.key.replace(".", "_")
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words that follow "must be"."""
+        match self.kind:
+            case "bool":
+                return "true or false"
+            case "choice":
+                return " or ".join(self.choices)
+            case "str":
+                return f"text of {self.bounds}" if self.bounds else "text"
+            case "int" | "float":
+                number = "a whole number" if self.kind == "int" else "a number"
+                return f"{number} ({self.bounds})" if self.bounds else number
+
+
+def _flags() -> Iterator[Flag]:
+    for section in fields(Settings):
+        hints = get_type_hints(section.type, include_extras=True)
+        for field in fields(section.type):
+            key = f"{section.name}.{field.name}"
+            long = field.name if section.name == "node" else f"{section.name}_{field.name}"
+            name = SHORT.get(key, long.replace("_", "-"))
+            kind, choices, meta = _described(hints[field.name])
+            unit = next((unit for end, unit in _UNITS.items() if field.name.endswith(end)), "")
+            yield Flag(
+                key=key,
+                flag=f"--{name}",
+                variable=f"SPREAD_{name.upper().replace('-', '_')}",
+                kind=kind,
+                default=field.default,
+                help=meta.get("description", ""),
+                unit=unit,
+                choices=choices,
+                bounds=_bounds(meta, unit),
+                type=hints[field.name],
+            )
+
+
+def _described(annotated: Any) -> tuple[Kind, tuple[str, ...], dict[str, Any]]:
+    """Kind, choices, and all that the ``Meta`` annotations of a field say, the last one winning."""
+    type_, *metas = get_args(annotated)
+    meta: dict[str, Any] = {}
+    for one in metas:
+        if isinstance(one, Meta):
+            values = ((name, getattr(one, name)) for name in _META_NAMES)
+            meta.update((name, value) for name, value in values if value is not None)
+    if get_origin(type_) is Literal:
+        return "choice", get_args(type_), meta
+    return _KINDS[type_], (), meta
+
+
+_META_NAMES = ("gt", "ge", "le", "min_length", "max_length", "description")
+_KINDS: dict[Any, Kind] = {bool: "bool", float: "float", int: "int", str: "str"}
+
+
+def _bounds(meta: Mapping[str, Any], unit: str) -> str:
+    least = meta.get("ge", meta.get("min_length"))
+    most = meta.get("le", meta.get("max_length"))
+    words = []
+    if least is not None:
+        words.append(f"{_plain(least)} or more" if most is None else f"{_plain(least)} to {_plain(most)}")
+    else:
+        if "gt" in meta:
+            words.append(f"above {_plain(meta['gt'])}")
+        if most is not None:
+            words.append(f"up to {_plain(most)}")
+    unit = "characters" if {"min_length", "max_length"} & meta.keys() else unit
+    return f"{', '.join(words)} {unit}".strip() if words else ""
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
+
+
+FLAGS: tuple[Flag, ...] = tuple(_flags())
+"""Every setting, in the order of the structs."""
+
+
+def options(function: _Function) -> _Function:
+    """Add a click option for every setting to a command function.
+
+    Each comes as a keyword argument named ``Flag.parameter``: a ``str`` (a ``bool`` for switches), or
+    ``None`` when it was not given. ``given`` turns them into what ``spread.node.config.load`` takes.
+    """
+    for flag in reversed(FLAGS):
+        function = _option(flag)(function)
+    return function
+
+
+def given(parameters: Mapping[str, object]) -> dict[str, str | bool]:
+    """From a command's keyword arguments, the settings that were given as flags, by key."""
+    values = ((flag.key, parameters.get(flag.parameter)) for flag in FLAGS)
+    return {key: value for key, value in values if isinstance(value, str | bool)}
+
+
+def _option(flag: Flag) -> Callable[[_Function], _Function]:
+    facts = [f"default: {_default(flag)}", flag.bounds, flag.variable]
+    help = f"{flag.help}  [{'; '.join(fact for fact in facts if fact)}]"
+    if flag.kind == "bool":
+        names = f"{flag.flag}/--no-{flag.flag.removeprefix('--')}"
+        return click.option(names, flag.parameter, default=None, help=help)
+    return click.option(
+        flag.flag, flag.parameter, type=click.STRING, default=None, metavar=_metavar(flag), help=help
+    )
+
+
+def _default(flag: Flag) -> str:
+    if flag.kind == "bool":
+        return "yes" if flag.default else "no"
+    if isinstance(flag.default, float):
+        return _plain(flag.default)
+    return str(flag.default) if flag.default != "" else "none"
+
+
+def _metavar(flag: Flag) -> str:
+    if flag.kind == "choice":
+        return "|".join(flag.choices)
+    kinds = {"int": "N", "float": "N", "str": "TEXT"}
+    unit = flag.unit.upper() if flag.unit in ("seconds", "bytes") else ""
+    return _METAVARS.get(flag.key) or unit or kinds[flag.kind]
+
+
+class SettingsCommand(click.Command):
+    """A command whose ``--help`` groups the settings by section, and ends with examples and exit codes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("epilog", _EPILOG)
+        super().__init__(*args, **kwargs)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command's own options first, then a group for each section."""
+        sections = {flag.parameter: flag.section for flag in FLAGS}
+        groups: dict[str, list[tuple[str, str]]] = {"": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(sections.get(parameter.name or "", ""), []).append(record)
+        for section, records in groups.items():
+            if records:
+                with formatter.section(_heading(section)):
+                    formatter.write_dl(records)
+
+
+def _heading(section: str) -> str:
+    if not section:
+        return "This command"
+    struct: type[Struct] = next(field.type for field in fields(Settings) if field.name == section)
+    return (struct.__doc__ or section).strip().splitlines()[0].removesuffix(".")
+
+
+def example_toml() -> str:
+    """A complete configuration file: every setting, explained, with its default."""
+    lines = [
+        "# The configuration of spread-node. Every setting is here, with its default.",
+        "# The flag or the environment variable that is named with it wins over what stands here.",
+    ]
+    section = ""
+    for flag in FLAGS:
+        if flag.section != section:
+            section = flag.section
+            lines += ["", f"# {_heading(section)}", f"[{section}]"]
+        facts = [f"{flag.flag}, {flag.variable}", " or ".join(flag.choices), flag.bounds]
+        lines += ["", *(f"# {line}" for line in textwrap.wrap(flag.help, 98, break_on_hyphens=False))]
+        lines.append(f"#   {'; '.join(fact for fact in facts if fact)}")
+        lines.append(f"{flag.field} = {_toml(flag)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(flag: Flag) -> str:
+    if flag.kind == "float":
+        return repr(float(flag.default))
+    # Strings, numbers and booleans of JSON are those of TOML, but for DEL, which no default holds.
+    return json.dumps(flag.default, ensure_ascii=False)
