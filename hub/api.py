@@ -85,7 +85,10 @@ class Receiver(Protocol):
         ...
 
     def missed(self, seconds: float) -> None:
-        """The link is live again after having been away: plain channels may have lost publications."""
+        """The link is live again after having been away: plain channels may have lost publications.
+
+        :param seconds: since the lost connection was last heard.
+        """
         ...
 
 
@@ -171,7 +174,7 @@ class Hub(Protocol):
         ...
 
     def start(self, receiver: Receiver) -> Deferred[None]:
-        """Connect.
+        """Connect. After a failure only ``stop`` may follow.
 
         :raises HubUnavailable: not reached within the configured start time.
         :raises HubRefused: credentials or permissions are wrong.
@@ -191,6 +194,7 @@ class Hub(Protocol):
 
         :raises LeaseTaken: a live process holds it.
         :raises HubUnavailable: the hub did not answer.
+        :raises HubRefused: the credentials do not allow it.
         """
         ...
 
@@ -231,6 +235,7 @@ class Hub(Protocol):
         While the hub is away it waits, without limit of time: who waits must have a deadline.
 
         :raises HubRefused: the hub's ACL forbids the channel.
+        :raises HubUnavailable: unsubscribed before it was heard, or the hub was stopped.
         """
         ...
 

@@ -76,7 +76,18 @@ class HubMisconfigured(HubError):
 class ReplyError(HubError):
     """Redis answered a command with an error."""
 
-    LATER = frozenset({"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY"})
+    LATER = frozenset(
+        {
+            "LOADING",
+            "READONLY",
+            "MASTERDOWN",
+            "CLUSTERDOWN",
+            "TRYAGAIN",
+            "NOREPLICAS",
+            "BUSY",
+            "MAXCLIENTS",
+        }
+    )
     """Codes that mean: not done, ask again in a moment."""
     REFUSALS = frozenset({"WRONGPASS", "NOAUTH", "NOPERM"})
     """Codes that mean: not with these credentials."""
@@ -87,6 +98,8 @@ class ReplyError(HubError):
         # Servers before 6.2 answer a wrong password with a plain ERR.
         if message.startswith(("ERR invalid password", "ERR AUTH", "ERR Client sent AUTH")):
             self.code = "WRONGPASS"
+        elif message.startswith("ERR max number of clients"):
+            self.code = "MAXCLIENTS"
 
     @property
     def is_later(self) -> bool:

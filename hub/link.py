@@ -28,7 +28,7 @@ from typing import Any, Protocol, cast
 import hiredis
 import txredisapi
 from twisted.application.internet import ClientService
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -41,6 +41,9 @@ __all__ = ["CommandProtocol", "Handshake", "Link", "LinkState", "SubscriberProto
 
 FIRST_DELAY_SECONDS = 0.05
 LAST_DELAY_SECONDS = 2.0
+
+GRACE_SECONDS = 0.2
+"""How long this process reads before it judges a silent connection: it may be the one that stood still."""
 
 
 class Waiter(Protocol):
@@ -150,11 +153,17 @@ class CommandProtocol(txredisapi.HiredisProtocol):
     # -- commands ------------------------------------------------------------------------------------
 
     def submit(self, waiter: Waiter, *command: bytes | str | int | float) -> None:
-        """Send a command with the others of this turn; its reply goes to ``waiter``."""
+        """Send a command with the others of this turn; its reply goes to ``waiter``.
+
+        If the connection is closed already, ``waiter`` fails with ``LinkLost`` before this returns.
+        """
+        if not self._is_open:
+            waiter.errback(LinkLost(self._handshake.hub, self._cut_reason or "not connected"))
+            return
         self._write(hiredis.pack_command(command))
         self._waiting.append((waiter, self._turn_began))
         if self._deadline is None:
-            self._deadline = self._clock.callLater(self._handshake.reply_seconds, self._check_deadline)
+            self._check_deadline()
 
     def execute_command(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Send a command; this is what all of txredisapi's command methods call.
@@ -162,8 +171,6 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         :raises LinkLost: (as a failure) the connection is closed, or breaks before the reply.
         :raises ReplyError: (as a failure) Redis answered with an error.
         """
-        if not self._is_open:
-            return fail(LinkLost(self._handshake.hub, self._cut_reason or "not connected"))
         result: Deferred[Any] = Deferred()
         self.submit(result, *args)
         if "post_proc" in kwargs:
@@ -185,20 +192,25 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         self._deadline = None
         if not self._waiting:
             return
+        oldest = self._waiting[0]
         limit = self._handshake.reply_seconds
-        now = self._clock.seconds()
-        age = now - self._waiting[0][1]
-        # Much too late means that this process stood still, not Redis: read before judging.
-        stood_still = age > 2 * limit
-        if age >= limit and not stood_still:
-            self.cut(f"no reply within {limit:g} s")
-            return
-        if stood_still:
-            self._waiting = deque((waiter, now) for waiter, _ in self._waiting)
-            age = 0.0
-        self._deadline = self._clock.callLater(limit - age, self._check_deadline)
+        grace = min(GRACE_SECONDS, limit / 4)
+        left = oldest[1] + limit - grace - self._clock.seconds()
+        if left > 0:
+            self._deadline = self._clock.callLater(left, self._check_deadline)
+        else:
+            self._deadline = self._clock.callLater(grace, self._judge, oldest)
+
+    def _judge(self, oldest: tuple[Waiter, float]) -> None:
+        self._deadline = None
+        if self._waiting and self._waiting[0] is oldest:
+            self.cut(f"no reply within {self._handshake.reply_seconds:g} s")
+        else:
+            self._check_deadline()
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
+        if not self._is_open:
+            return
         reader = self._reader
         reader.feed(data)
         try:
@@ -227,16 +239,34 @@ class SubscriberProtocol(CommandProtocol):
     one read. Confirmations go to ``confirmed(kind, channel)``, an error that answers a SUBSCRIBE to
     ``refused(error)``. After the handshake no command with a reply of its own is sent here, so an error
     can only answer SUBSCRIBE or UNSUBSCRIBE.
+
+    :param own_channel: subscribed to as the last step of the handshake: the connection is up when it hears.
     """
 
-    def __init__(self, clock: Clock, handshake: Handshake) -> None:
+    def __init__(self, clock: Clock, handshake: Handshake, own_channel: bytes = b"") -> None:
         super().__init__(clock, handshake)
+        self._own_channel = own_channel
         self.message: Callable[[bytes, bytes], None] = lambda channel, payload: None
         self.read_done: Callable[[], None] = lambda: None
         self.confirmed: Callable[[bytes, bytes], None] = lambda kind, channel: None
         self.refused: Callable[[ReplyError], None] = lambda error: None
         self.bytes_received = 0
+        self.heard_at = clock.seconds()
+        """When bytes last came, by this process's clock."""
         self.is_paused = False
+
+    async def introduce(self) -> None:
+        """The handshake, which ends with SUBSCRIBE to the own channel.
+
+        :raises HubRefused: also when an ACL forbids that channel.
+        """
+        await super().introduce()
+        if self._own_channel:
+            try:
+                await self.execute_command(b"SUBSCRIBE", self._own_channel)
+            except ReplyError as error:
+                channel = self._own_channel.decode()
+                raise HubRefused(self._handshake.hub, f"channel {channel}: {error}") from error
 
     def pause(self) -> None:
         """Read no more from Redis for now."""
@@ -256,14 +286,17 @@ class SubscriberProtocol(CommandProtocol):
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         # 0.6–1 µs a message: the reader's own loop, one type test, one comparison, one call.
+        if not self._is_open:
+            return
         self.bytes_received += len(data)
+        self.heard_at = self._clock.seconds()
         reader = self._reader
         reader.feed(data)
         message = self.message
         try:
             reply = reader.gets()
             while reply is not False:
-                if type(reply) is list and reply[0] == b"message":
+                if type(reply) is list and reply and reply[0] == b"message":
                     message(reply[1], reply[2])
                 else:
                     self._other(reply)
@@ -273,10 +306,12 @@ class SubscriberProtocol(CommandProtocol):
         self.read_done()
 
     def _other(self, reply: Any) -> None:
-        if type(reply) is list and reply[0] in (b"subscribe", b"unsubscribe"):
+        if self._waiting:  # the handshake
+            self._replied(reply)
+        elif type(reply) is list and reply[:1] in ([b"subscribe"], [b"unsubscribe"]):
             if reply[1] is not None:
                 self.confirmed(reply[0], reply[1])
-        elif isinstance(reply, ReplyError) and not self._waiting:
+        elif isinstance(reply, ReplyError):
             self.refused(reply)
         else:
             self._replied(reply)
@@ -362,8 +397,8 @@ class Link:
         # ClientService counts from the last TCP connection; we count from the last good handshake, so that
         # a server that accepts and then refuses is not asked 20 times a second.
         self._failures += 1
-        delay = min(LAST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(self._failures - 1, 30))
-        return delay * (0.5 + self._jitter() / 2)
+        longest = min(LAST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(self._failures, 30))
+        return longest * (0.5 + self._jitter() / 2)
 
     def _build_protocol(self) -> CommandProtocol:
         protocol = self._build()

@@ -126,23 +126,27 @@ class MemoryHub:
             if self._turn is not None:
                 self._turn.cancel()
                 self._turn = None
-            if self._number is not None:
-                self._exchange.leases.pop(self._number, None)
+            if self._number is not None and self._exchange.leases[self._number][0] is self:
+                del self._exchange.leases[self._number]
             while self._waiting:
                 _, publication, result, timer = self._waiting.popleft()
                 timer.cancel()
                 self._fail(publication, result, HubUnavailable(self.name, "this shard is stopping"))
+            waiting, self._subscribing = self._subscribing, []
+            for _, waiter in waiting:
+                waiter.errback(HubUnavailable(self.name, "this shard is stopping"))
         return succeed(None)
 
     def claim(self, shard: int | None, identity: ShardIdentity) -> Deferred[int]:
         """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(HubUnavailable(self.name, "cut"))
         leases = self._exchange.leases
         if shard is None:
-            shard = next(number for number in range(len(leases) + 1) if number not in leases)
-        if shard in leases:
-            holder, held_by = leases[shard]
-            if holder is not self and not is_gone(held_by):
-                return fail(LeaseTaken(shard, held_by.host, held_by.pid))
+            shard = next(number for number in range(len(leases) + 1) if self._holder(number) is None)
+        held_by = self._holder(shard)
+        if held_by is not None:
+            return fail(LeaseTaken(shard, held_by.host, held_by.pid))
         leases[shard] = (self, identity)
         self._number, self._identity = shard, identity
         return succeed(shard)
@@ -192,6 +196,8 @@ class MemoryHub:
 
     def subscribe(self, channel: str) -> Deferred[None]:
         """See ``api.Hub``."""
+        if self._is_stopped:
+            return fail(HubUnavailable(self.name, "this shard is stopping"))
         timer = self._lingering.pop(channel, None)
         if timer is not None:
             timer.cancel()
@@ -206,7 +212,10 @@ class MemoryHub:
 
     def unsubscribe(self, channel: str) -> None:
         """See ``api.Hub``."""
-        if channel not in self._lingering and self in self._exchange.subscribers.get(channel, ()):
+        asked = self in self._exchange.subscribers.get(channel, ()) or any(
+            waiting == channel for waiting, _ in self._subscribing
+        )
+        if asked and channel not in self._lingering:
             self._lingering[channel] = self._clock.callLater(self._linger_seconds, self._drop, channel)
 
     def press(self, channel: str) -> None:
@@ -226,17 +235,29 @@ class MemoryHub:
 
     # -- inside ----------------------------------------------------------------------------------------
 
+    def _holder(self, shard: int) -> ShardIdentity | None:
+        """Who holds a number, if another live process does."""
+        holder, identity = self._exchange.leases.get(shard, (self, None))
+        return None if holder is self or identity is None or is_gone(identity) else identity
+
     def _listen(self, channel: str) -> None:
-        self._exchange.subscribers.setdefault(channel, {})[self] = None
-        self.counters.subscribed_channels += 1
+        members = self._exchange.subscribers.setdefault(channel, {})
+        if self not in members:
+            members[self] = None
+            self.counters.subscribed_channels += 1
 
     def _drop(self, channel: str) -> None:
         del self._lingering[channel]
-        members = self._exchange.subscribers[channel]
-        del members[self]
-        if not members:
-            del self._exchange.subscribers[channel]
-        self.counters.subscribed_channels -= 1
+        members = self._exchange.subscribers.get(channel, {})
+        if self in members:
+            del members[self]
+            if not members:
+                del self._exchange.subscribers[channel]
+            self.counters.subscribed_channels -= 1
+        waiting = [waiter for name, waiter in self._subscribing if name == channel]
+        self._subscribing = [entry for entry in self._subscribing if entry[0] != channel]
+        for waiter in waiting:
+            waiter.errback(HubUnavailable(self.name, "left before it was subscribed"))
 
     def _forget_waiter(self, waiter: Deferred[None]) -> None:
         self._subscribing = [entry for entry in self._subscribing if entry[1] is not waiter]
@@ -288,13 +309,16 @@ class MemoryHub:
         if self._receiver is not None:
             self._receiver.missed(seconds)
         waiting, self._subscribing = self._subscribing, []
-        for channel, waiter in waiting:
+        for channel, _ in waiting:
             self._listen(channel)
-            waiter.callback(None)
-        while self._waiting:
-            channel, publication, result, timer = self._waiting.popleft()
+        taken, self._waiting = self._waiting, deque()
+        for channel, publication, _, timer in taken:
             timer.cancel()
             self._forget(publication)
             self.counters.published += 1
             self._exchange.take(channel, publication)
+        # Last, since whoever is told may publish again, which must not overtake what waited.
+        for _, waiter in waiting:
+            waiter.callback(None)
+        for _, _, result, _ in taken:
             result.callback(None)

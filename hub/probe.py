@@ -3,7 +3,8 @@
 PING proves that the server answers, not that publications arrive: a demoted master, a wrong node or a
 frozen server all have been seen to pass it. So a subscriber that was silent for ``probe_seconds`` is
 probed with a publication to a channel of its own, over the command link. If nothing at all has arrived
-after another ``probe_seconds`` the subscriber is cut, and connects again.
+after another ``probe_seconds`` the subscriber is cut, and connects again; a process that stood still
+itself reads first what has come in the meantime.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from twisted.python.failure import Failure
 
 from spread.hub.api import HubCounters
 from spread.hub.errors import HubError
-from spread.hub.link import CommandProtocol, SubscriberProtocol
+from spread.hub.link import GRACE_SECONDS, CommandProtocol, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "probe_sender"]
 
 
 class Probe:
@@ -64,8 +65,9 @@ class Probe:
         if connection.bytes_received != self._received or connection.is_paused:
             self._is_sent = False
         elif self._is_sent:
-            self._counters.deaf_links += 1
-            connection.cut(f"deaf: a probe did not arrive within {self._seconds:g} s")
+            self._timer = self._clock.callLater(
+                min(GRACE_SECONDS, self._seconds / 4), self._judge, connection
+            )
             return
         else:
             sent = self._send()
@@ -73,6 +75,15 @@ class Probe:
                 self._is_sent = True
                 sent.addErrback(self._not_sent)
         self._again(connection)
+
+    def _judge(self, connection: SubscriberProtocol) -> None:
+        self._timer = None
+        if self._is_sent and connection.bytes_received == self._received and not connection.is_paused:
+            self._counters.deaf_links += 1
+            connection.cut(f"deaf: a probe did not arrive within {self._seconds:g} s")
+        else:
+            self._is_sent = False
+            self._again(connection)
 
     def _not_sent(self, failure: Failure) -> None:
         # The command link is the one in trouble, and is looked after by its own deadline.

@@ -33,7 +33,7 @@ def this_process(version: str) -> ShardIdentity:
 
 def is_gone(identity: ShardIdentity) -> bool:
     """The process certainly does not run any more. ``False`` also when that cannot be told from here."""
-    if not identity.machine or identity.machine != _machine():
+    if not identity.machine or not identity.started or identity.machine != _machine():
         return False
     started = _started(identity.pid)
     if started is not None:

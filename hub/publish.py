@@ -10,11 +10,12 @@ Every publication is in exactly one of three states:
     SENT    → WAITING   the connection broke (outcome unknown: keeps its sequence, so that receivers
                         drop it if Redis had taken it), or the server said "later" (certainly not
                         done: gets a new sequence, since later ones may have been taken meanwhile)
-    SENT    → DONE      Redis answered
+    SENT    → DONE      Redis answered; or it said "later" to a second try, while the outcome of the
+                        first is unknown: neither sequence would be right, so the publisher is told
     any     → DONE      the deadline passed
 
 Order: publications leave in the order they were made, also across a reconnect. Only a publication
-that was answered "later" may be overtaken by the ones that followed it in the same turn.
+that was answered "later" may be overtaken, by those that were on the connection together with it.
 
 Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes``; one more is refused
 with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.
@@ -55,7 +56,18 @@ class JournalLimits:
 class _Entry:
     """One publication. It is itself the waiter for its reply: a Deferred fewer (1.4 µs) each."""
 
-    __slots__ = ("data", "deadline", "format", "journal", "key", "result", "sequence", "session", "state")
+    __slots__ = (
+        "data",
+        "deadline",
+        "format",
+        "is_unsure",
+        "journal",
+        "key",
+        "result",
+        "sequence",
+        "session",
+        "state",
+    )
 
     def __init__(
         self, journal: Journal, key: bytes, data: bytes, format: int, session: int, deadline: float
@@ -67,6 +79,7 @@ class _Entry:
         self.session = session
         self.deadline = deadline
         self.sequence = 0
+        self.is_unsure = False  # it was on a connection that broke
         self.state = _WAITING
         self.result: Deferred[None] = Deferred()
 
@@ -90,11 +103,15 @@ class Journal:
         self._counters = counters
         self._connection: CommandProtocol | None = None
         self._sequence = 0
-        # Both in order of acceptance, which is the order of the deadlines too.
+        # In the order in which they are to be sent.
         self._unsent: deque[_Entry] = deque()
+        # In order of acceptance, which is the order of the deadlines too.
         self._open: deque[_Entry] = deque()
-        # Came back from a broken connection, in order; joined with the unsent when it is reported down.
+        self._in_flight = 0
+        # Came back: from a broken connection, and answered "later". They are joined with the unsent when
+        # nothing is in flight any more.
         self._returned: list[_Entry] = []
+        self._put_off: list[_Entry] = []
         self._expiry: Timer | None = None
         self._later: Timer | None = None
         self._is_stopped = False
@@ -110,10 +127,12 @@ class Journal:
         size = len(data)
         if self._is_stopped:
             return fail(HubUnavailable(self._hub, "this shard is stopping"))
-        if (
+        is_full = (
             counters.journal_publications >= self._limits.max_publications
             or counters.journal_bytes + size > self._limits.max_bytes
-        ):
+        )
+        # One that need not wait is taken whatever its size.
+        if is_full and (self._open or self._connection is None):
             counters.publish_failures += 1
             return fail(JournalFull(self._hub, counters.journal_publications, counters.journal_bytes))
         deadline = self._clock.seconds() + self._limits.publish_seconds
@@ -137,8 +156,12 @@ class Journal:
     def link_down(self) -> None:
         """The connection is gone, and has failed what it had not answered."""
         self._connection = None
-        self._unsent.extendleft(reversed(self._returned))
+        # Those that keep their sequence come first, in its order (one made after the cut returns before
+        # those made before it): receivers drop whatever comes after a higher one.
+        returned = sorted(self._returned, key=lambda entry: entry.sequence)
+        self._unsent.extendleft(reversed(returned + self._put_off))
         self._returned.clear()
+        self._put_off.clear()
         if self._later is not None:
             self._later.cancel()
             self._later = None
@@ -155,9 +178,12 @@ class Journal:
             self._fail(entry, HubUnavailable(self._hub, "this shard is stopping"))
         self._open.clear()
         self._unsent.clear()
+        self._returned.clear()
+        self._put_off.clear()
 
     def answered(self, entry: _Entry, failure: Failure | Exception | None) -> None:
         """The connection has a reply for an entry, or will never have one."""
+        self._in_flight -= 1
         if entry.state == _DONE:
             return
         if failure is None:
@@ -168,13 +194,17 @@ class Journal:
         error = failure.value if isinstance(failure, Failure) else failure
         if isinstance(error, LinkLost):
             entry.state = _WAITING
+            entry.is_unsure = True
             self._counters.publish_retries += 1
             self._returned.append(entry)
         elif isinstance(error, ReplyError) and error.is_later:
-            entry.state = _WAITING
-            entry.sequence = 0
-            self._counters.publish_retries += 1
-            self._unsent.append(entry)
+            if entry.is_unsure:
+                self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
+            else:
+                entry.state = _WAITING
+                entry.sequence = 0
+                self._counters.publish_retries += 1
+                self._put_off.append(entry)
             if self._later is None:
                 self._later = self._clock.callLater(LATER_SECONDS, self._ask_again)
         else:
@@ -185,6 +215,7 @@ class Journal:
             self._sequence += 1
             entry.sequence = self._sequence
         entry.state = _SENT
+        self._in_flight += 1
         message = pack(
             KIND_PUBLICATION, entry.format, self._incarnation, entry.sequence, entry.session, entry.data
         )
@@ -198,22 +229,26 @@ class Journal:
 
     def _ask_again(self) -> None:
         self._later = None
+        if self._in_flight:
+            # Wait for all answers, lest one that is put off only now is overtaken by those made since.
+            self._later = self._clock.callLater(LATER_SECONDS, self._ask_again)
+            return
+        self._unsent.extendleft(reversed(self._put_off))
+        self._put_off.clear()
         self._send_waiting()
 
     def _expire(self) -> None:
-        self._expiry = None
         now = self._clock.seconds()
-        while self._open:
+        while self._open and self._open[0].deadline <= now:
             entry = self._open[0]
-            if entry.state == _DONE:
-                self._open.popleft()
-            elif entry.deadline <= now:
-                self._open.popleft()
-                why = "it has not answered" if entry.state == _SENT else "it is away"
-                self._fail(entry, HubUnavailable(self._hub, f"{why} for {self._limits.publish_seconds:g} s"))
-            else:
-                self._expiry = self._clock.callLater(entry.deadline - now, self._expire)
-                return
+            why = "it has not answered" if entry.state == _SENT else "it is away"
+            self._fail(entry, HubUnavailable(self._hub, f"{why} for {self._limits.publish_seconds:g} s"))
+        # In a long outage nothing else would take them away.
+        while self._unsent and self._unsent[0].state == _DONE:
+            self._unsent.popleft()
+        self._expiry = None
+        if self._open:
+            self._expiry = self._clock.callLater(self._open[0].deadline - now, self._expire)
 
     def _close(self, entry: _Entry) -> None:
         entry.state = _DONE

@@ -22,11 +22,18 @@ from twisted.python.failure import Failure
 from spread.hub.address import HubAddress
 from spread.hub.api import Format, HubCounters, Incumbent, Load, Receiver, ShardIdentity, ShardInfo
 from spread.hub.envelope import HEADER_BYTES, KIND_PRESSURE, KIND_PROBE, pack
-from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost, MessageTooLarge
+from spread.hub.errors import (
+    HubError,
+    HubMisconfigured,
+    HubRefused,
+    HubUnavailable,
+    LinkLost,
+    MessageTooLarge,
+)
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
 from spread.hub.probe import Probe, probe_sender
 from spread.hub.publish import Journal, JournalLimits
-from spread.hub.reactor import Clock, Endpoint
+from spread.hub.reactor import Clock, Endpoint, Timer
 from spread.hub.roster import Roster
 from spread.hub.subscribe import Subscriptions
 
@@ -37,6 +44,10 @@ MAX_PUBLICATION_BYTES = 16 << 20
 
 STOP_SECONDS = 2.0
 """How long giving back the lease may take at a stop; after that it runs out by itself."""
+
+HOLD_SECONDS = 2.0
+"""How long the journal waits for this shard's own subscriber after an outage: as long as its longest
+pause between two attempts. What waited would else be published before our own clients hear again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ class RedisHub:
             reactor,
             endpoint,
             name=self.name,
-            build=lambda: SubscriberProtocol(reactor, self._handshake),
+            build=lambda: SubscriberProtocol(reactor, self._handshake, self._probe_key),
             up=self._hearing_up,
             down=self._hearing_down,
         )
@@ -118,8 +129,10 @@ class RedisHub:
             probe_sender(lambda: self._commands.protocol, self._probe_key, probe),
             self.counters,
         )
-        # Told when a link comes up, while ``start`` waits for that.
+        # While ``start`` waits: told when a link comes up, and what went wrong.
         self._became_live: Callable[[], None] = _nothing
+        self._start_failed: Callable[[HubError], None] = lambda error: None
+        self._hold: Timer | None = None
         # Links that were up before: the first time is a start, not a reconnect.
         self._seen: set[Link] = set()
 
@@ -142,36 +155,40 @@ class RedisHub:
             reply_seconds=self._settings.reply_seconds,
             receiver=receiver,
             counters=self.counters,
+            restored=self._release,
         )
         started: Deferred[None] = Deferred()
 
         def ready() -> None:
-            if not started.called and self.is_live:
+            if self.is_live:
                 settle()
                 started.callback(None)
 
         def failed(error: HubError) -> None:
+            settle()
+            started.errback(error)
+
+        def attempt_failed(error: HubError) -> None:
             # A wrong password does not become right by waiting; everything else may.
-            if not started.called and isinstance(error, HubRefused):
-                settle()
-                started.errback(error)
+            if isinstance(error, HubRefused | HubMisconfigured):
+                failed(error)
 
         def too_late() -> None:
-            settle()
             error = self._commands.last_error or self._hearing.last_error
             seconds = f"{self._settings.start_seconds:g} s"
             reason = error.reason if isinstance(error, HubUnavailable) else str(error or "no answer")
-            started.errback(HubUnavailable(self.name, f"{reason} (tried for {seconds})"))
+            failed(HubUnavailable(self.name, f"{reason} (tried for {seconds})"))
 
         def settle() -> None:
             if timer.active():
                 timer.cancel()
             self._became_live = _nothing
-            self._commands.failed = self._hearing.failed = lambda error: None
+            self._start_failed = self._commands.failed = self._hearing.failed = lambda error: None
 
         timer = self._reactor.callLater(self._settings.start_seconds, too_late)
         self._became_live = ready
-        self._commands.failed = self._hearing.failed = failed
+        self._start_failed = failed
+        self._commands.failed = self._hearing.failed = attempt_failed
         self._commands.start()
         self._hearing.start()
         return started
@@ -185,10 +202,12 @@ class RedisHub:
         return result
 
     async def _stop(self) -> None:
+        self._start_failed(HubUnavailable(self.name, "this shard is stopping"))
         left = Deferred.fromCoroutine(self._roster.leave())
         left.addTimeout(STOP_SECONDS, cast(Any, self._reactor))
         left.addErrback(lambda failure: self.log.warn("leaving: {why}", why=failure.getErrorMessage()))
         await left
+        self._end_hold()
         self._journal.stop()
         self._probe.stop()
         if self._subscriptions is not None:
@@ -201,18 +220,32 @@ class RedisHub:
 
     def _commands_up(self, connection: CommandProtocol) -> None:
         self._note_up(self._commands, "commands")
-        self._journal.link_up(connection)
         self._roster.beat()
+        if self.is_live:
+            self._journal.link_up(connection)
+        else:
+            self._hold = self._reactor.callLater(HOLD_SECONDS, self._release)
         self._became_live()
 
     def _commands_down(self, reason: str) -> None:
+        self._end_hold()
         self._journal.link_down()
         self._note_down("commands", reason)
+
+    def _release(self) -> None:
+        """Let the journal go, if it was held until our own subscriber hears again."""
+        if self._end_hold() and self._commands.protocol is not None:
+            self._journal.link_up(self._commands.protocol)
+
+    def _end_hold(self) -> bool:
+        hold, self._hold = self._hold, None
+        if hold is not None and hold.active():
+            hold.cancel()
+        return hold is not None
 
     def _hearing_up(self, connection: SubscriberProtocol) -> None:
         assert self._subscriptions is not None
         self._note_up(self._hearing, "subscriber")
-        connection.change_subscriptions(b"SUBSCRIBE", [self._probe_key])
         self._subscriptions.link_up(connection)
         if self._paused:
             connection.pause()

@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.api import Incumbent, Load, ShardIdentity, ShardInfo
-from spread.hub.errors import HubError, HubUnavailable, LeaseTaken, LinkLost, ReplyError
+from spread.hub.errors import HubError, HubRefused, HubUnavailable, LeaseTaken, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol, Link
 from spread.hub.process import is_gone
 from spread.hub.reactor import Clock, Timer
@@ -67,6 +67,14 @@ class Roster:
     async def claim(self, shard: int | None, identity: ShardIdentity) -> int:
         """See ``Hub.claim``."""
         self._identity = identity
+        try:
+            return await self._claim(shard, identity)
+        except ReplyError as error:
+            if error.is_later:
+                raise HubUnavailable(self._link.name, str(error)) from error
+            raise HubRefused(self._link.name, str(error)) from error
+
+    async def _claim(self, shard: int | None, identity: ShardIdentity) -> int:
         if shard is not None:
             holder = await self._take(shard, identity)
             if holder is not None:
@@ -82,6 +90,7 @@ class Roster:
         mine = msgspec.json.encode(identity)
         replaceable = b""
         while True:
+            asked_at = self._clock.seconds()
             held = await run_script(
                 self._connection(),
                 "lease_take",
@@ -90,7 +99,7 @@ class Roster:
             )
             if held == mine:
                 self._shard = shard
-                self._beaten_at = self._clock.seconds()
+                self._beaten_at = asked_at
                 return None
             holder = _identity_of(held)
             if held == replaceable or not is_gone(holder):
@@ -130,6 +139,8 @@ class Roster:
         if not holder:
             self._beaten_at = sent_at
             return
+        if self._load is None:
+            return  # left in the meantime
         lost, incumbent = self._lost, Incumbent(shard=self._shard, identity=_identity_of(holder))
         self.stop()
         self._shard = None

@@ -15,22 +15,24 @@ One batch is on the connection at a time: at most ``BATCH`` channels in one comm
 it is confirmed. So 10,000 channels joined in one turn are 20 commands, a re-subscription that follows an
 UNSUBSCRIBE of the same channel cannot be confirmed by the wrong reply, and Redis' query buffer stays
 small. After a reconnect all are asked for again; when the last is confirmed the window in which plain
-channels may have lost something is told to the receiver.
+channels may have lost something is told to the receiver: it began when the lost connection was last
+heard, which for a deaf one was long before it was cut.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
-from itertools import takewhile
+from itertools import islice, takewhile
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from spread.hub.api import HubCounters, Receiver
 from spread.hub.envelope import KIND_PRESSURE, KIND_PUBLICATION, MalformedEnvelope, UnknownVersion, unpack
-from spread.hub.errors import HubRefused, ReplyError
-from spread.hub.link import SubscriberProtocol
+from spread.hub.errors import HubError, HubRefused, HubUnavailable, ReplyError
+from spread.hub.link import GRACE_SECONDS, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
 
 __all__ = ["BATCH", "Subscriptions"]
@@ -63,7 +65,8 @@ class Subscriptions:
     """The subscriber side of one link.
 
     :param prefix: what stands before a channel's name in Redis, and ``}`` after it.
-    :param reply_seconds: a batch that is not confirmed within this time cuts the connection.
+    :param reply_seconds: a connection silent for this long, while a batch waits to be confirmed, is cut.
+    :param restored: called when a new connection hears all that was subscribed before.
     """
 
     log = Logger("spread.hub.subscribe")
@@ -78,6 +81,7 @@ class Subscriptions:
         reply_seconds: float,
         receiver: Receiver,
         counters: HubCounters,
+        restored: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._hub = hub
@@ -86,9 +90,10 @@ class Subscriptions:
         self._reply_seconds = reply_seconds
         self._receiver = receiver
         self._counters = counters
+        self._restored = restored
         self._connection: SubscriberProtocol | None = None
         self._by_key: dict[bytes, _Subscription] = {}
-        self._wanted: deque[_Subscription] = deque()
+        self._wanted: dict[bytes, _Subscription] = {}
         self._unwanted: deque[bytes] = deque()
         # In order of their end; whoever comes back is taken out again.
         self._lingering: dict[bytes, _Subscription] = {}
@@ -99,22 +104,26 @@ class Subscriptions:
         self._last_sequence: dict[bytes, int] = {}
         self._down_since: float | None = None
         self._restoring: set[bytes] = set()
+        self._is_restored = False
+        self._is_stopped = False
         # Counted, and told at most once a minute each: a foreign release may publish thousands a second.
         self._told_at: dict[str, float] = {}
 
     @property
     def is_live(self) -> bool:
         """The link is up and all that was subscribed before it broke is subscribed again."""
-        return self._connection is not None and not self._restoring
+        return self._is_restored
 
     def subscribe(self, channel: str) -> Deferred[None]:
         """See ``Hub.subscribe``."""
+        if self._is_stopped:
+            return fail(HubUnavailable(self._hub, "this shard is stopping"))
         key = self._prefix + channel.encode() + b"}"
         subscription = self._by_key.get(key)
         if subscription is None:
             subscription = self._by_key[key] = _Subscription(channel, key)
             self._counters.subscribed_channels = len(self._by_key)
-            self._wanted.append(subscription)
+            self._wanted[key] = subscription
             self._soon()
         elif subscription.linger_until is not None:
             subscription.linger_until = None
@@ -144,35 +153,40 @@ class Subscriptions:
         connection.confirmed = self._confirmed
         connection.refused = self._refused
         if self._down_since is not None:
-            self._restoring = {subscription.key for subscription in self._wanted}
-            self._check_restored()
+            self._restoring = set(self._wanted)
+        self._check_restored()
         self._next_batch()
 
     def link_down(self) -> None:
         """The connection is gone; nothing is heard until the next one."""
+        if self._down_since is None and self._connection is not None:
+            self._down_since = self._connection.heard_at
         self._connection = None
-        if self._down_since is None:
-            self._down_since = self._clock.seconds()
+        self._is_restored = False
         self._end_flight()
         self._unwanted.clear()
-        self._wanted.clear()
-        for key, subscription in list(self._by_key.items()):
-            if subscription.linger_until is not None:
-                del self._by_key[key]
-                self._lingering.pop(key, None)
-            else:
-                subscription.state = _State.WANTED
-                self._wanted.append(subscription)
-        self._counters.subscribed_channels = len(self._by_key)
+        self._restoring.clear()
+        lingering, self._lingering = self._lingering, {}
+        for subscription in lingering.values():
+            self._forget(subscription)
+        for subscription in self._by_key.values():
+            subscription.state = _State.WANTED
+        self._wanted = dict(self._by_key)
+        for subscription in lingering.values():
+            self._fail_waiters(subscription, HubUnavailable(self._hub, "left before it was subscribed"))
 
     def stop(self) -> None:
-        """Cancel timers. Who waits for a subscription is left to its own deadline. Idempotent."""
+        """Cancel timers, fail who waits. Idempotent."""
+        self._is_stopped = True
         for timer in (self._turn, self._linger_timer):
-            if timer is not None:
+            if timer is not None and timer.active():
                 timer.cancel()
         self._turn = self._linger_timer = None
         self._end_flight()
         self._connection = None
+        self._is_restored = False
+        for subscription in list(self._by_key.values()):
+            self._fail_waiters(subscription, HubUnavailable(self._hub, "this shard is stopping"))
 
     # -- what is heard: the message path ---------------------------------------------------------------
 
@@ -233,16 +247,12 @@ class Subscriptions:
                 b"UNSUBSCRIBE", [self._unwanted.popleft() for _ in range(min(BATCH, len(self._unwanted)))]
             )
             return
-        asked: list[_Subscription] = []
-        while self._wanted and len(asked) < BATCH:
-            subscription = self._wanted.popleft()
-            if self._by_key.get(subscription.key) is subscription:  # else dropped before its turn
-                asked.append(subscription)
-        self._ask(asked)
+        self._ask(list(islice(self._wanted.values(), BATCH)))
 
     def _ask(self, subscriptions: list[_Subscription]) -> None:
         for subscription in subscriptions:
             subscription.state = _State.ASKED
+            del self._wanted[subscription.key]
         self._send(b"SUBSCRIBE", [subscription.key for subscription in subscriptions])
 
     def _send(self, command: bytes, keys: list[bytes]) -> None:
@@ -250,11 +260,23 @@ class Subscriptions:
         if keys and connection is not None:
             self._in_flight = set(keys)
             connection.change_subscriptions(command, keys)
-            self._flight_deadline = self._clock.callLater(
-                self._reply_seconds,
-                connection.cut,
-                f"subscriptions not confirmed within {self._reply_seconds:g} s",
-            )
+            self._watch_flight(connection)
+
+    def _watch_flight(self, connection: SubscriberProtocol) -> None:
+        grace = min(GRACE_SECONDS, self._reply_seconds / 4)
+        self._flight_deadline = self._clock.callLater(
+            self._reply_seconds - grace, self._flight_late, connection, connection.bytes_received, grace
+        )
+
+    def _flight_late(self, connection: SubscriberProtocol, received: int, grace: float) -> None:
+        # While we do not read, or while other things come first, the confirmation cannot have come.
+        if connection.is_paused or connection.bytes_received != received:
+            self._watch_flight(connection)
+        elif grace:
+            self._flight_deadline = self._clock.callLater(grace, self._flight_late, connection, received, 0.0)
+        else:
+            self._flight_deadline = None
+            connection.cut(f"subscriptions not confirmed within {self._reply_seconds:g} s")
 
     def _confirmed(self, kind: bytes, key: bytes) -> None:
         self._in_flight.discard(key)
@@ -272,17 +294,21 @@ class Subscriptions:
             self._next_batch()
 
     def _check_restored(self) -> None:
-        if self._restoring or self._down_since is None:
+        if self._restoring or self._is_restored or self._connection is None:
             return
-        seconds = self._clock.seconds() - self._down_since
-        self._down_since = None
-        self._counters.missed_windows += 1
-        self._counters.missed_seconds += seconds
-        self._receiver.missed(seconds)
+        self._is_restored = True
+        if self._down_since is not None:
+            seconds = self._clock.seconds() - self._down_since
+            self._down_since = None
+            self._counters.missed_windows += 1
+            self._counters.missed_seconds += seconds
+            self._receiver.missed(seconds)
+        self._restored()
 
     def _refused(self, error: ReplyError) -> None:
         """An ACL forbids a channel of the batch. Redis refuses the whole batch for it: ask for halves."""
-        asked = [self._by_key[key] for key in self._in_flight if key in self._by_key]
+        in_flight = (self._by_key.get(key) for key in self._in_flight)
+        asked = [found for found in in_flight if found is not None and found.state is _State.ASKED]
         self._end_flight()
         if not error.is_refusal:
             if self._connection is not None:
@@ -290,9 +316,9 @@ class Subscriptions:
         elif len(asked) > 1:
             # One forbidden channel among 512 costs 9 commands more this way, not 512.
             half = len(asked) // 2
-            for subscription in asked[half:]:
+            for subscription in asked:
                 subscription.state = _State.WANTED
-            self._wanted.extendleft(asked[half:])
+            self._wanted = {subscription.key: subscription for subscription in asked} | self._wanted
             self._ask(asked[:half])
         else:
             for subscription in asked:
@@ -301,14 +327,19 @@ class Subscriptions:
 
     def _forbid(self, subscription: _Subscription, error: ReplyError) -> None:
         self.log.error("channel {channel}: {error}", channel=subscription.channel, error=error)
+        self._lingering.pop(subscription.key, None)
         self._forget(subscription)
+        self._fail_waiters(subscription, HubRefused(self._hub, f"channel {subscription.channel}: {error}"))
+        self._check_restored()
+
+    def _fail_waiters(self, subscription: _Subscription, error: HubError) -> None:
         waiters, subscription.waiters = subscription.waiters, []
         for waiter in waiters:
-            waiter.errback(HubRefused(self._hub, f"channel {subscription.channel}: {error}"))
-        self._check_restored()
+            waiter.errback(error)
 
     def _forget(self, subscription: _Subscription) -> None:
         del self._by_key[subscription.key]
+        self._wanted.pop(subscription.key, None)
         self._restoring.discard(subscription.key)
         self._counters.subscribed_channels = len(self._by_key)
 
@@ -326,6 +357,7 @@ class Subscriptions:
         self._linger_timer = None
         now = self._clock.seconds()
         due = takewhile(lambda lingering: (lingering.linger_until or 0.0) <= now, self._lingering.values())
+        dropped = []
         for subscription in list(due):
             del self._lingering[subscription.key]
             if subscription.state is _State.ASKED:
@@ -334,9 +366,12 @@ class Subscriptions:
             if subscription.state is _State.LIVE:
                 self._unwanted.append(subscription.key)
             self._forget(subscription)
+            dropped.append(subscription)
         self._check_restored()
         self._soon()
         for subscription in self._lingering.values():
             wait = (subscription.linger_until or 0.0) - now
             self._linger_timer = self._clock.callLater(max(0.01, wait), self._drop_lingering)
             break
+        for subscription in dropped:
+            self._fail_waiters(subscription, HubUnavailable(self._hub, "left before it was subscribed"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol, wrapClientTLS
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import (
@@ -133,6 +133,8 @@ class _SentinelEndpoint:
             host, port = hosts[index]
             try:
                 master = await self._ask(host, port)
+            except CancelledError:
+                raise  # the link is being stopped
             except Exception as error:
                 # Whatever is wrong with one Sentinel, the next may know; the reasons are all told below.
                 reasons.append(f"{host}:{port}: {error}")
