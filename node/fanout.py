@@ -24,6 +24,10 @@ from spread.node.pressure import Pressure
 
 __all__ = ["Fanout"]
 
+PUBLICATION_BYTES = 220
+"""What a waiting publication costs besides its data: its objects. Without it, an inbox bounded to 4 MiB
+could hold a million tiny ones."""
+
 PUBLICATIONS_PER_LOOK = 8
 """Publications delivered between two looks at the clock."""
 
@@ -66,6 +70,7 @@ class Fanout:
         self._begun: tuple[str, Iterator[None]] | None = None
         self._next: Timer | None = None
         self._is_paused = False
+        self._is_stopped = False
 
     @property
     def is_idle(self) -> bool:
@@ -74,8 +79,10 @@ class Fanout:
 
     def received(self, channel: str, publication: Publication) -> None:
         """See ``hub.api.Receiver``."""
+        if self._is_stopped:
+            return
         self._inbox.append((channel, publication))
-        self._counters.inbox_bytes += len(publication.data)
+        self._counters.inbox_bytes += len(publication.data) + PUBLICATION_BYTES
 
     def read_done(self) -> None:
         """See ``hub.api.Receiver``."""
@@ -102,7 +109,9 @@ class Fanout:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        self._is_stopped = True
         self._inbox.clear()
+        self._counters.inbox_bytes = 0
         self._begun = None
 
     def _slice(self) -> None:
@@ -126,13 +135,13 @@ class Fanout:
         looks = 0
         while inbox:
             name, publication = inbox.popleft()
-            counters.inbox_bytes -= len(publication.data)
+            counters.inbox_bytes -= len(publication.data) + PUBLICATION_BYTES
             channel = self._channels.get(name)
             if channel is None:
                 continue  # the last member has left; the subscription lingers
             counters.spread += 1
-            counters.deliveries += len(channel.members)
             publisher = publication.session if publication.shard == self._incarnation else 0
+            counters.deliveries += len(channel.members) - (publisher in channel.members)
             begun = channel.fan_out(publication, publisher)
             if self._cork.is_pressed:
                 self._felt(name)

@@ -11,7 +11,10 @@
     OPEN      message too long               CLOSING   error line
     any       outbox over its limit          CLOSED    the connection is dropped, and counted
     any       the shard stops                CLOSING   goodbye line
-    any       connection lost                CLOSED    it leaves its channel; what it had said is still sent
+    any       connection lost                CLOSED    it leaves its channel
+
+Whenever a connection ends but by its client's wish or for want of a hub, what the client had said before is
+still published, also what waited for an opening or a join.
 
 A session never touches a transport: it has an outbox to write to, and an ``Edge`` to ask for the rest.
 """
@@ -37,7 +40,7 @@ from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
-from spread.node.wire.text import Close, Join, Say, error_line, line_of, parse
+from spread.node.wire.text import Join, Say, error_line, line_of, parse
 
 __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
 
@@ -54,6 +57,9 @@ class Edge(Protocol):
 
     def resume_reading(self) -> None:
         """Go on."""
+
+    def flush(self) -> None:
+        """Hand over what has arrived without a line ending: no more will be read."""
 
     def cut(self) -> None:
         """Drop the connection now."""
@@ -101,6 +107,7 @@ class Session:
         "_is_held",
         "_is_reading",
         "_is_stopping",
+        "_joining",
         "_rate",
         "_shared",
         "_unacknowledged",
@@ -122,6 +129,8 @@ class Session:
         self._inbox: deque[bytes] | None = None
         # Opening or joining; cancelled when the connection is lost.
         self._busy: Deferred[Any] | None = None
+        # The channel it waits for while joining: what is said meanwhile is meant for that one.
+        self._joining: str | None = None
         self._is_held = False
         self._is_reading = True
         self._is_stopping = False
@@ -270,6 +279,7 @@ class Session:
             return
         joining = self._shared.channels.join(self, name)
         joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
+        self._joining = name
         self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
 
     def _joined(self, channel: Channel) -> None:
@@ -287,7 +297,7 @@ class Session:
         """Hold back later commands until ``result`` fires; nothing of it reaches a closed session."""
 
         def settle(outcome: Any) -> Any:
-            self._busy = None
+            self._busy = self._joining = None
             return outcome
 
         def succeeded(value: Any) -> None:
@@ -316,15 +326,19 @@ class Session:
 
     def overlong(self) -> None:
         """A message was larger than allowed."""
-        self._shared.counters.too_long += 1
-        self.refuse(codes.TOO_LONG.format(limit=self._shared.text.message_max_bytes))
+        if self._is_alive:
+            self._shared.counters.too_long += 1
+            self._say_the_rest()
+            self.refuse(codes.TOO_LONG.format(limit=self._shared.text.message_max_bytes))
 
     def stop_reading(self) -> None:
         """Take in nothing more; what was taken in is still worked on."""
         if self._is_alive and self._is_reading:
             self._is_reading = False
             self._edge.pause_reading()
-        self._is_stopping = True
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._edge.flush()
 
     def cut(self) -> None:
         """Drop the connection now."""
@@ -333,6 +347,7 @@ class Session:
     def goodbye(self, shard: int) -> None:
         """The shard stops."""
         if self._is_alive:
+            self._say_the_rest()
             self.outbox.write(self._shared.text.goodbye.format(shard=shard).encode() + b"\n")
             self.end(linger=True)
 
@@ -340,6 +355,7 @@ class Session:
         """Send what waits, then end the connection."""
         if self._is_alive:
             self.state = SessionState.CLOSING
+            self._inbox = None
             self._leave()
             self._edge.finish(linger)
 
@@ -347,21 +363,28 @@ class Session:
         """The connection is gone. What the client said before is still published. Idempotent."""
         if self.state is SessionState.CLOSED:
             return
-        said = list(self._inbox or ()) if self.state is not SessionState.CLOSING else []
+        if self._is_alive:
+            self._say_the_rest()
         self.state = SessionState.CLOSED
-        self._inbox = None
-        name = self._said_in()
         self._leave()
         self.outbox.abandon()
-        for message in said:
+
+    def _say_the_rest(self) -> None:
+        """Publish what was taken in and will not be worked on any more."""
+        said, self._inbox = self._inbox, None
+        name = self._joining or self._said_in()
+        for message in said or ():
             command = parse(message)
             if isinstance(command, Say):
                 self._shared.counters.messages_in += 1
+                if self._rate is not None and not self._rate.take(self._shared.clock.seconds()):
+                    self._shared.counters.rate_limited += 1
+                    continue
                 published = self._shared.hub.publish(name, command.data, Format.TEXT, 0)
                 published.addErrback(self._lost_message)
             elif isinstance(command, Join):
                 name = channel_name(command.name) or name
-            elif isinstance(command, Close):
+            else:
                 break
 
     def _lost_message(self, failure: Failure) -> None:

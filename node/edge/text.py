@@ -68,14 +68,8 @@ class TextEdge(Protocol):
         if framer.is_overlong:
             self._stop_idle()
             session.overlong()
-        elif framer.has_partial:
-            if self._idle is None:
-                seconds = self.factory.shared.text.idle_flush_seconds
-                self._idle = self.factory.shared.clock.callLater(seconds, self._idle_flush)
-            else:
-                self._idle.reset(self.factory.shared.text.idle_flush_seconds)
         else:
-            self._stop_idle()
+            self._time_idle()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._stop_idle()
@@ -95,12 +89,21 @@ class TextEdge(Protocol):
     def pause_reading(self) -> None:
         """See ``session.Edge``."""
         self._is_reading = False
+        self._stop_idle()  # the rest of a message may have come, and is not read
         cast(Any, self.transport).pauseProducing()
 
     def resume_reading(self) -> None:
         """See ``session.Edge``."""
         self._is_reading = True
+        self._time_idle()
         cast(Any, self.transport).resumeProducing()
+
+    def flush(self) -> None:
+        """See ``session.Edge``."""
+        self._stop_idle()
+        message = self._framer.flush()
+        if message and self._session is not None:
+            self._session.received([message])
 
     def cut(self) -> None:
         """See ``session.Edge``."""
@@ -133,11 +136,20 @@ class TextEdge(Protocol):
             self._session.outbox.abandon()
         cast(Any, self.transport).abortConnection()
 
+    def _time_idle(self) -> None:
+        """Begin to wait anew for the end of a message, if one has begun."""
+        self._stop_idle()
+        if self._framer.has_partial and self._is_reading and self._ending is None:
+            seconds = self.factory.shared.text.idle_flush_seconds
+            self._idle = self.factory.shared.clock.callLater(seconds, self._idle_over)
+
+    def _idle_over(self) -> None:
+        # A reactor that was held up runs its timers before it reads: what follows may be there by now.
+        self._idle = self.factory.shared.clock.callLater(0, self._idle_flush)
+
     def _idle_flush(self) -> None:
         self._idle = None
-        message = self._framer.flush()
-        if message and self._session is not None:
-            self._session.received([message])
+        self.flush()
 
     def _stop_idle(self) -> None:
         if self._idle is not None:

@@ -85,25 +85,26 @@ class Framer:
         if self._partial is not None:
             if not messages:
                 self._partial += rest
-                self.is_overlong = len(self._partial) > self._max_bytes
+                if len(self._partial) > self._max_bytes:
+                    self.is_overlong = True
+                    self._partial = None
                 return messages
             messages[0] = bytes(self._partial) + messages[0]
             self._partial = None
-        if rest:
-            self._partial = bytearray(rest)
         limit = self._max_bytes + 1
         for index, message in enumerate(messages):
             if len(message) > limit:
                 self.is_overlong = True
-                self._partial = None
                 return messages[:index]
         self.is_overlong = len(rest) > self._max_bytes
+        if rest and not self.is_overlong:
+            self._partial = bytearray(rest)
         return messages
 
     def flush(self) -> bytes:
         """What has arrived without a line ending, as a message; empty if there is nothing."""
         partial, self._partial = self._partial, None
-        return bytes(partial) if partial is not None and not self.is_overlong else b""
+        return bytes(partial) if partial is not None else b""
 
 
 def error_line(text: str) -> bytes:
