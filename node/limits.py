@@ -50,7 +50,9 @@ class Rate:
 
     def take(self, now: float) -> bool:
         """Take one token; ``False`` if there is none."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        # A clock that is set back must not take tokens away.
+        since = max(0.0, now - self._at)
+        self._tokens = min(self._burst, self._tokens + since * self._per_second)
         self._at = now
         if self._tokens < 1.0:
             return False

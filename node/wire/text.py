@@ -121,7 +121,7 @@ def line_of(format: int, data: bytes) -> bytes:
     if format == Format.TEXT:
         return data
     if format == Format.JSON and data[:1] == b'"':
-        # What is no JSON string after all, or one with half a character, stays as it is.
-        with suppress(msgspec.DecodeError, UnicodeEncodeError):
+        # What is no JSON string after all, no UTF-8, or has half a character, stays as it is.
+        with suppress(msgspec.DecodeError, UnicodeError):
             data = msgspec.json.decode(data, type=str).encode()
     return data if data.endswith(b"\n") else data + b"\n"
