@@ -229,8 +229,9 @@ class Shard:
     def stop(self) -> Deferred[None]:
         """Stop cleanly. Never fails, and fires within about ``stop_seconds``. Idempotent."""
         if self._stopped is None:
+            was_ready = self.state is ShardState.READY
             self.state = ShardState.STOPPING
-            self._stopped = Deferred.fromCoroutine(self._stop())
+            self._stopped = Deferred.fromCoroutine(self._stop(was_ready))
         result: Deferred[None] = Deferred()
 
         def stopped(outcome: Any) -> None:
@@ -240,7 +241,7 @@ class Shard:
         self._stopped.addBoth(stopped)
         return result
 
-    async def _stop(self) -> None:
+    async def _stop(self, was_ready: bool) -> None:
         deadline = self._reactor.seconds() + self._settings.node.stop_seconds
         if self._summary is not None:
             self._summary.cancel()
@@ -271,7 +272,8 @@ class Shard:
             await self._hub.stop()
         except HubError as error:
             self.log.warn("leaving the hub: {error}", error=error)
-        self.log.info("shard {number} has stopped", number=self.number)
+        if was_ready:
+            self.log.info("shard {number} has stopped", number=self.number)
 
     def _is_quiet(self) -> bool:
         """All that clients have said is taken by the hub, and all that came from it is delivered."""

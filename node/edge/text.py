@@ -27,6 +27,9 @@ __all__ = ["TextEdge", "TextFactory"]
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending before its connection is cut."""
 
+LINGER_MAX_BYTES = 4 << 20
+"""How much it may still send in that time: what was under way on a long and fat line."""
+
 FINISH_SECONDS = 5.0
 """How long a client may take to receive what was waiting for it before its connection is cut."""
 
@@ -40,6 +43,7 @@ class TextEdge(Protocol):
         self._framer = Framer(factory.shared.text.message_max_bytes)
         self._idle: Timer | None = None
         self._ending: Timer | None = None
+        self._linger_bytes = 0
         self._address = ""
         self._is_reading = True
 
@@ -60,7 +64,11 @@ class TextEdge(Protocol):
     def dataReceived(self, data: bytes) -> None:
         session = self._session
         if session is None or self._ending is not None:
-            return  # the last words are on their way; what still comes is taken in and forgotten
+            # The last words are on their way; what still comes is taken in and forgotten.
+            self._linger_bytes += len(data)
+            if self._linger_bytes > LINGER_MAX_BYTES:
+                self._cut()
+            return
         framer = self._framer
         messages = framer.feed(data)
         if messages:
@@ -131,6 +139,8 @@ class TextEdge(Protocol):
             self.resume_reading()
 
     def _cut(self) -> None:
+        if self._ending is not None and self._ending.active():
+            self._ending.cancel()
         self._ending = None
         if self._session is not None:
             self._session.outbox.abandon()

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 READY = re.compile(r"ready shard=(\d+) text=(\S+) http=(\S+) ops=(\S+) hub=(\S+)")
@@ -39,10 +39,8 @@ def home() -> Iterator[Path]:
     finally:
         pidfile = path / "h" / "hub.pid"
         if pidfile.exists():
-            try:
+            with suppress(ProcessLookupError, ValueError):
                 os.kill(int(pidfile.read_text()), signal.SIGKILL)
-            except (ProcessLookupError, ValueError):
-                pass
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -61,7 +59,7 @@ class Node:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("SPREAD_")}
         environ["SPREAD_HOME"] = str(home)
         self.ready: list[tuple[float, str]] = []
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "spread.node", "--text", text),
@@ -123,10 +121,8 @@ class Node:
         self.process.kill()
         self.process.wait()
         for pid in pids:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self._reader.join(10)
         assert self.process.stdout is not None
         self.process.stdout.close()
