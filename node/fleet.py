@@ -1,0 +1,244 @@
+"""Several shards on one machine: a parent process that serves nobody and keeps its children running.
+
+Each child is a shard of its own, in a process of its own. What ties it to the parent:
+
+*   *Sockets.* The parent owns one SO_REUSEPORT socket per child and service, from the first day to the
+    last. The child inherits them from descriptor 3 on and listens on them (``spread.node.listen``). When
+    the child dies or is replaced, the connections in its queue wait for the successor: none is reset, none
+    refused, and no sibling is involved.
+*   *Life line.* Descriptor 0 is the reading end of a pipe into which nothing is ever written. End of file
+    means that the parent is gone, however it died: the child then stops by itself.
+*   *Standard output.* Descriptor 1 goes to the parent, which passes on every line, whole. The line that
+    begins ``ready shard=N`` says that shard N takes clients. Standard error is the parent's own.
+*   *Signals.* SIGTERM from the parent asks for a clean stop. From a terminal, SIGINT and SIGHUP reach the
+    children as well as the parent; a child leaves both to its parent.
+
+What is promised:
+
+1.  The death of a shard touches no other shard. It is started again, after 0.1 s, doubling to 5 s.
+2.  A fleet that cannot start says why by its exit code: that of a child that ended with 2 (configuration), 3
+    (number taken) or 4 (hub) and was never ready; 1 when a shard died five times and was never ready. A
+    shard that was ready once is never given up.
+3.  A roll replaces one shard at a time, and goes on only when the successor is ready.
+4.  A stop is bounded: what has not ended after its time is killed.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from spread.node.child import FLEET_LIFELINE, Child, Ending, ProcessReactor, Recipe, State
+
+__all__ = ["FLEET_LIFELINE", "Fleet", "State"]
+
+FATAL_CODES = frozenset({2, 3, 4})
+EARLY_DEATHS_MAX = 5
+
+log = Logger("spread.node.fleet")
+
+
+class Fleet:
+    """Runs shards as child processes, until it is stopped or cannot go on. For one use."""
+
+    def __init__(
+        self,
+        reactor: ProcessReactor,
+        *,
+        shards: Sequence[int],
+        command: Sequence[str],
+        sockets: Mapping[int, Mapping[str, socket.socket]],
+        environ: Mapping[str, str],
+        out: Callable[[str], object],
+        stop_seconds: float,
+        start_seconds: float | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        :param shards: the numbers, at least one.
+        :param command: what runs one shard; ``--shard N`` is added.
+        :param sockets: by shard number, then by service. The fleet owns them, and closes them in the end.
+        :param environ: of the children.
+        :param out: gets each line that a child writes to its standard output, line end included. An
+            ``OSError`` of it is logged once, and ends the passing on; the shards run on.
+        :param stop_seconds: how long a clean stop of a child may take; it is killed two seconds later.
+        :param start_seconds: a child that is not ready by then is killed, which counts as its death; give
+            it more than the time it may wait for its hub. ``None``: as long as it takes.
+        :param random: from 0 to below 1, for the pauses between two starts.
+        """
+        if not shards:
+            raise ValueError("a fleet needs a shard")
+        recipe = Recipe(tuple(command), environ, stop_seconds, start_seconds)
+        self._out: Callable[[str], object] | None = out
+        self._children = [
+            Child(reactor, self, number, sockets.get(number, {}), recipe, random) for number in shards
+        ]
+        self._early_deaths = dict.fromkeys(shards, 0)
+        self._done: Deferred[int] = Deferred()
+        self._code: int | None = None
+        self._all_begun = False
+        self._is_asked_to_stop = False
+        self._is_stopping = False
+        self._is_clean = True
+        self._wants_roll = False
+        self._is_rolling = False
+
+    @property
+    def states(self) -> dict[int, State]:
+        """Of every shard, by its number."""
+        return {child.number: child.state for child in self._children}
+
+    def start(self) -> Deferred[int]:
+        """Start all shards. The first one alone, since it may have to start the hub; then the others.
+
+        :returns: fires with the exit code of the whole when all children are gone. Never fails.
+        """
+        if not self._is_stopping:
+            log.info("starting {count} shards", count=len(self._children))
+            self._children[0].begin()
+        return self._done
+
+    def roll(self) -> None:
+        """Replace the shards one by one, so that they run what is installed and configured now.
+
+        When a replacement does not become ready, the others keep running what they run. Asked for while
+        shards start for the first time, or during a roll, it is done afterwards, once.
+        """
+        self._wants_roll = True
+        self._roll_if_wanted()
+
+    def stop(self) -> None:
+        """Ask every child to stop; called a second time, kill those that are left."""
+        if self._is_asked_to_stop:
+            for child in self._children:
+                child.kill()
+            return
+        self._is_asked_to_stop = True
+        if not self._is_stopping:
+            self._finish(None)
+
+    # -- what the children call ----------------------------------------------------------------------------
+
+    def child_said(self, line: str) -> None:
+        """Pass on a line of a child."""
+        if self._out is None:
+            return
+        try:
+            self._out(line + "\n")
+        except OSError as error:
+            self._out = None
+            log.error("what shards print is no longer passed on: {error}", error=error)
+
+    def child_ready(self) -> None:
+        """A shard takes clients."""
+        self._begin_others()
+        self._roll_if_wanted()
+
+    def child_ended(self, child: Child, before: State, ending: Ending) -> None:
+        """The process of a shard has ended; ``before`` is the state it ended in."""
+        if self._is_stopping:
+            self._is_clean = self._is_clean and ending.is_clean
+            log.info("shard {shard} has ended ({how})", shard=child.number, how=ending.text)
+            child.close()
+            self._finish_if_gone()
+        elif before is State.STOPPING:
+            if not ending.is_clean:
+                log.warn("shard {shard} did not stop cleanly ({how})", shard=child.number, how=ending.text)
+            child.begin()
+        elif not self._gave_up(child, ending):
+            seconds = child.begin_later()
+            log.warn(
+                "shard {shard} has ended ({how}); it starts again in {seconds:.1f} s",
+                shard=child.number,
+                how=ending.text,
+                seconds=seconds,
+            )
+            child.settle(False)
+            self._begin_others()
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _begin_others(self) -> None:
+        if not self._all_begun:
+            self._all_begun = True
+            for child in self._children[1:]:
+                child.begin()
+
+    def _gave_up(self, child: Child, ending: Ending) -> bool:
+        """Whether the fleet ends because of an unexpected death; if so, it is on its way."""
+        if child.was_ready:
+            return False
+        self._early_deaths[child.number] += 1
+        if ending.code in FATAL_CODES:
+            log.error(
+                "shard {shard} has ended ({how}) before it was ready: the fleet stops",
+                shard=child.number,
+                how=ending.text,
+            )
+            self._finish(ending.code)
+        elif self._early_deaths[child.number] >= EARLY_DEATHS_MAX:
+            log.error(
+                "shard {shard} has died {count} times before it was ready, the last time by {how}: "
+                "the fleet stops",
+                shard=child.number,
+                count=self._early_deaths[child.number],
+                how=ending.text,
+            )
+            self._finish(1)
+        return self._is_stopping
+
+    def _roll_if_wanted(self) -> None:
+        if self._is_stopping or self._is_rolling or not self._wants_roll:
+            return
+        if all(child.was_ready for child in self._children):
+            self._wants_roll = False
+            self._is_rolling = True
+            rolling = Deferred.fromCoroutine(self._roll())
+            rolling.addErrback(lambda failure: log.failure("rolling the shards", failure))
+            rolling.addBoth(self._rolled)
+
+    async def _roll(self) -> None:
+        total = len(self._children)
+        for position, child in enumerate(self._children, 1):
+            log.info(
+                "rolling shard {shard} ({position} of {total})",
+                shard=child.number,
+                position=position,
+                total=total,
+            )
+            if await child.replace():
+                continue
+            if not self._is_stopping:
+                log.error(
+                    "the replacement of shard {shard} did not become ready: the roll ends here, the others "
+                    "keep running what they run",
+                    shard=child.number,
+                )
+            return
+        log.info("rolled {total} shards", total=total)
+
+    def _rolled(self, _: object) -> None:
+        self._is_rolling = False
+        self._roll_if_wanted()
+
+    def _finish(self, code: int | None) -> None:
+        """Stop all shards; the exit code is ``code``, or says whether they ended well."""
+        self._is_stopping = True
+        self._code = code
+        for child in self._children:
+            # Nobody will take what would still come to them: with our copies closed first, clients are
+            # refused as soon as the child stops listening, and can go elsewhere at once.
+            child.close_sockets()
+        for child in self._children:
+            child.stop()
+        self._finish_if_gone()
+
+    def _finish_if_gone(self) -> None:
+        if not self._done.called and all(child.state is State.GONE for child in self._children):
+            code = self._code if self._code is not None else (0 if self._is_clean else 1)
+            log.info("all shards have ended; exit code {code}", code=code)
+            self._done.callback(code)
