@@ -229,6 +229,8 @@ def _run_fleet(reactor: Any, settings: Settings, numbers: range) -> int:
         environ=os.environ,
         out=_print_line,
         stop_seconds=settings.node.stop_seconds,
+        # The embedded server may take 30 s to load what it had kept.
+        start_seconds=settings.hub.start_seconds + 30,
     )
 
     async def serve() -> int:

@@ -92,6 +92,7 @@ class Shard:
         self._is_inherited = is_inherited
         self._ports: dict[str, IListeningPort] = {}
         self._ops_port: IListeningPort | None = None
+        self._addresses: dict[str, str] = {}
         self._summary: Timer | None = None
         self._told = (0, 0, 0)
         self._stopped: Deferred[None] | None = None
@@ -164,20 +165,15 @@ class Shard:
         for service, sock in self._sockets.items():
             self._ports[service] = start_listening(self._reactor, sock, factories[service])
         self._sockets.clear()
-
-    def _addresses(self) -> dict[str, str]:
-        ports: dict[str, Any] = {
-            "text": self._ports.get("text"),
-            "http": self._ports.get("http"),
-            "ops": self._ops_port,
-        }
-        return {
-            service: "off" if port is None else str(Address(port.getHost().host, port.getHost().port))
-            for service, port in ports.items()
-        }
+        ports: dict[str, Any] = {**self._ports, "ops": self._ops_port}
+        for service in ("text", "http", "ops"):
+            port = ports.get(service)
+            self._addresses[service] = (
+                "off" if port is None else str(Address(port.getHost().host, port.getHost().port))
+            )
 
     def _ready_line(self) -> str:
-        parts = " ".join(f"{service}={address}" for service, address in self._addresses().items())
+        parts = " ".join(f"{service}={address}" for service, address in self._addresses.items())
         return f"ready shard={self.number} {parts} hub={self._hub.name}"
 
     # -- while it runs -----------------------------------------------------------------------------------
@@ -199,7 +195,7 @@ class Shard:
         return Load(
             clients=self.counters.clients,
             channels=len(self._channels),
-            addresses=self._addresses(),
+            addresses=self._addresses,
             ready=not self.reasons_not_ready(),
         )
 
