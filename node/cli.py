@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -164,6 +165,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
             raise _as_fault(error) from error
         print(ready, flush=True)
         await stop
+        _exit_after(settings.node.stop_seconds)
         await shard.stop()
         if shard.lost_to is not None:
             holder = shard.lost_to
@@ -293,6 +295,17 @@ def _run(reactor: Any, serve: Callable[[], Any]) -> int:
         log.failure("unforeseen", _failure_of(faults[0]))
         return _complain(FAILED, f"{type(faults[0]).__name__}: {faults[0]}")
     return codes[0] if codes else FAILED
+
+
+def _exit_after(seconds: float) -> None:
+    """End the process when a clean stop takes longer than it may, whatever it is that hangs.
+
+    The stop keeps to its time by itself; what it cannot cut short is a thread in a system call, such as one
+    that waits for the embedded server to write its data to a slow disk.
+    """
+    timer = threading.Timer(seconds, os._exit, [CLEAN])
+    timer.daemon = True
+    timer.start()
 
 
 def _failure_of(error: BaseException) -> Any:
