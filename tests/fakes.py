@@ -24,12 +24,33 @@ from spread.node.session import Session, Surroundings
 from spread.node.settings import HubSettings, TextSettings
 from spread.node.wire.text import line_of
 
-__all__ = ["Ears", "FakeClient", "FakeEdge", "FakeMember", "FakeTransport", "Loopback", "identity"]
+__all__ = [
+    "Ears",
+    "FakeClient",
+    "FakeEdge",
+    "FakeMember",
+    "FakeTransport",
+    "Loopback",
+    "TurnClock",
+    "identity",
+]
 
 
 def identity(incarnation: str = "00000000000000aa", pid: int = 1) -> ShardIdentity:
     """A shard's identity, of a machine that nobody can look into."""
     return ShardIdentity(incarnation=incarnation, host="here", pid=pid, machine="", started="", version="0")
+
+
+class TurnClock(Clock):
+    """A clock that can do one turn of a reactor: calls that are made meanwhile come in the next one."""
+
+    def turn(self) -> None:
+        due = [call for call in self.calls if call.getTime() <= self.rightNow]
+        for call in due:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
 
 
 class Ears:
