@@ -6,6 +6,7 @@ Keys, all under the prefix:
     PREFIX:shard:N           lease of a shard number
     PREFIX:roster            hash, shard number → row
     PREFIX:clients           counter of the greeting
+    PREFIX:hearing           pub/sub channel that every shard hears which hears all of its channels
     PREFIX:probe:INCARNATION pub/sub channel on which a shard hears its own probes
 """
 
@@ -30,10 +31,11 @@ from spread.hub.errors import (
     LinkLost,
     MessageTooLarge,
 )
+from spread.hub.gathering import Gathering
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
 from spread.hub.probe import Probe, probe_sender
 from spread.hub.publish import Journal, JournalLimits
-from spread.hub.reactor import Clock, Endpoint, Timer
+from spread.hub.reactor import Clock, Endpoint
 from spread.hub.roster import Roster
 from spread.hub.subscribe import Subscriptions
 
@@ -44,10 +46,6 @@ MAX_PUBLICATION_BYTES = 16 << 20
 
 STOP_SECONDS = 2.0
 """How long giving back the lease may take at a stop; after that it runs out by itself."""
-
-HOLD_SECONDS = 2.0
-"""How long the journal waits for this shard's own subscriber after an outage: as long as its longest
-pause between two attempts. What waited would else be published before our own clients hear again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,7 @@ class RedisHub:
         # While ``start`` waits: told when a link comes up, and what went wrong.
         self._became_live: Callable[[], None] = _nothing
         self._start_failed: Callable[[HubError], None] = lambda error: None
-        self._hold: Timer | None = None
+        self._gathering = Gathering(reactor, f"{settings.prefix}:hearing".encode())
         # Links that were up before: the first time is a start, not a reconnect.
         self._seen: set[Link] = set()
 
@@ -155,7 +153,7 @@ class RedisHub:
             reply_seconds=self._settings.reply_seconds,
             receiver=receiver,
             counters=self.counters,
-            restored=self._release,
+            restored=self._hears_again,
         )
         started: Deferred[None] = Deferred()
 
@@ -207,7 +205,7 @@ class RedisHub:
         left.addTimeout(STOP_SECONDS, cast(Any, self._reactor))
         left.addErrback(lambda failure: self.log.warn("leaving: {why}", why=failure.getErrorMessage()))
         await left
-        self._end_hold()
+        self._gathering.stop()
         self._journal.stop()
         self._probe.stop()
         if self._subscriptions is not None:
@@ -221,27 +219,17 @@ class RedisHub:
     def _commands_up(self, connection: CommandProtocol) -> None:
         self._note_up(self._commands, "commands")
         self._roster.beat()
-        if self.is_live:
-            self._journal.link_up(connection)
-        else:
-            self._hold = self._reactor.callLater(HOLD_SECONDS, self._release)
+        self._gathering.wait(connection, lambda: self._journal.link_up(connection))
         self._became_live()
 
     def _commands_down(self, reason: str) -> None:
-        self._end_hold()
+        self._gathering.stop()
         self._journal.link_down()
         self._note_down("commands", reason)
 
-    def _release(self) -> None:
-        """Let the journal go, if it was held until our own subscriber hears again."""
-        if self._end_hold() and self._commands.protocol is not None:
-            self._journal.link_up(self._commands.protocol)
-
-    def _end_hold(self) -> bool:
-        hold, self._hold = self._hold, None
-        if hold is not None and hold.active():
-            hold.cancel()
-        return hold is not None
+    def _hears_again(self) -> None:
+        if isinstance(self._hearing.protocol, SubscriberProtocol):
+            self._gathering.take_part(self._hearing.protocol)
 
     def _hearing_up(self, connection: SubscriberProtocol) -> None:
         assert self._subscriptions is not None
