@@ -42,6 +42,7 @@ class Outbox:
         "_cork",
         "_finished",
         "_frames",
+        "_handed_bytes",
         "_is_blocked",
         "_is_closed",
         "_is_marked",
@@ -54,13 +55,15 @@ class Outbox:
 
     def __init__(self, transport: Any, cork: Cork, limit_bytes: int, overflowed: Callable[[], None]) -> None:
         self._transport = transport
-        self._send: Callable[[bytes], int] = transport.getHandle().send
+        self._send: Callable[[bytes | memoryview], int] = transport.getHandle().send
         self._cork = cork
         self._limit_bytes = limit_bytes
         self._mark_bytes = limit_bytes // 2
         self._overflowed = overflowed
-        self._frames: list[bytes] = []
+        self._frames: list[bytes | memoryview] = []
         self._bytes = 0
+        # Of them in Twisted's buffer, while blocked.
+        self._handed_bytes = 0
         self._is_marked = False
         self._is_blocked = False
         self._is_closed = False
@@ -69,7 +72,7 @@ class Outbox:
 
     @property
     def waiting_bytes(self) -> int:
-        """What the kernel has not taken yet."""
+        """What the kernel has not taken yet; of what is in Twisted's buffer it is known when all is taken."""
         return self._bytes
 
     def write(self, frame: bytes) -> None:
@@ -78,7 +81,7 @@ class Outbox:
             return
         self._frames.append(frame)
         self._bytes += len(frame)
-        if not self._is_marked:
+        if not (self._is_marked or self._is_blocked):
             self._is_marked = True
             self._cork.mark(self)
         if self._bytes > self._mark_bytes:
@@ -87,24 +90,20 @@ class Outbox:
     def flush(self) -> None:
         """Send what waits, as far as the kernel takes it."""
         self._is_marked = False
-        frames = self._frames
-        if self._is_blocked or not frames or self._is_closed:
-            return
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
-        frames.clear()
-        try:
-            sent = self._send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The connection is broken; the transport finds out by itself and tells the session.
-            self._drop()
-            self._transport.abortConnection()
-            return
-        if sent == len(data):
-            self._bytes = 0
-        else:
-            self._block(data[sent:])
+        while self._frames and not self._is_blocked:
+            data = self._next()
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # The connection is broken; the transport finds out by itself and tells the session.
+                self._drop()
+                self._transport.abortConnection()
+                return
+            self._bytes -= sent
+            if sent < len(data):
+                self._block(memoryview(data)[sent:])
 
     def close(self, finished: Callable[[], None]) -> None:
         """Take no more frames; call ``finished`` when the kernel has taken the ones that wait.
@@ -129,7 +128,7 @@ class Outbox:
             return  # the call that comes with registerProducer
         self._is_blocked = False
         self._transport.unregisterProducer()
-        self._bytes = sum(map(len, self._frames))
+        self._bytes -= self._handed_bytes
         self.flush()
         self._check_finished()
 
@@ -139,13 +138,29 @@ class Outbox:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _block(self, rest: bytes) -> None:
-        self._bytes = len(rest)
+    def _next(self) -> bytes | memoryview:
+        """What is sent next: all that waits, or ``CHUNK_BYTES`` of it and the rest of the last frame."""
+        frames = self._frames
+        if self._bytes <= CHUNK_BYTES:
+            data = frames[0] if len(frames) == 1 else b"".join(frames)
+            frames.clear()
+            return data
+        # A large backlog is not joined anew, and copied, for each piece of it that the kernel takes.
+        size = count = 0
+        while size < CHUNK_BYTES:
+            size += len(frames[count])
+            count += 1
+        data = frames[0] if count == 1 else b"".join(frames[:count])
+        del frames[:count]
+        return data
+
+    def _block(self, rest: memoryview) -> None:
         self._transport.registerProducer(self, False)
         self._is_blocked = True
-        self._transport.write(rest[:CHUNK_BYTES])
+        self._handed_bytes = min(len(rest), CHUNK_BYTES)
+        self._transport.write(bytes(rest[:CHUNK_BYTES]))
         if len(rest) > CHUNK_BYTES:
-            self._frames.append(rest[CHUNK_BYTES:])
+            self._frames.insert(0, rest[CHUNK_BYTES:])
 
     def _over_mark(self) -> None:
         self.flush()  # a burst within one turn is no slowness: let the kernel take what it can first
