@@ -24,7 +24,7 @@ from spread.hub.reactor import Clock, Timer
 
 __all__ = ["Gathering"]
 
-COUNT_SECONDS = 2.0
+COUNT_SECONDS = 0.5
 LOOK_SECONDS = 0.05
 WAIT_SECONDS = LAST_DELAY_SECONDS + 0.2
 """A shard tries to connect at least every two seconds; a little more for its handshake."""
