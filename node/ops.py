@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 from twisted.web.server import Site
 
+from spread.hub.reactor import Clock
 from spread.node.metrics import ShardMetrics
 from spread.node.site import answering, quiet_site
 
 __all__ = ["ops_site"]
 
 
-def ops_site(metrics: ShardMetrics, not_ready: Callable[[], list[str]]) -> Site:
+def ops_site(reactor: Clock, metrics: ShardMetrics, not_ready: Callable[[], list[str]]) -> Site:
     """:param not_ready: why the shard should get no clients now; empty when it should."""
 
     def readyz() -> tuple[int, str, bytes]:
@@ -26,9 +27,10 @@ def ops_site(metrics: ShardMetrics, not_ready: Callable[[], list[str]]) -> Site:
         return (503 if reasons else 200, "text/plain; charset=utf-8", body.encode())
 
     return quiet_site(
+        reactor,
         {
             "healthz": answering(lambda: (200, "text/plain; charset=utf-8", b"ok\n")),
             "readyz": answering(readyz),
             "metrics": answering(lambda: (200, "text/plain; version=0.0.4; charset=utf-8", metrics.text())),
-        }
+        },
     )

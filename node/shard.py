@@ -159,9 +159,9 @@ class Shard:
             ops = ops.plus(self.number)
             sock = bind(ops.host, ops.port, shared=False)
             self._ops_port = start_listening(
-                self._reactor, sock, ops_site(self._metrics, self.reasons_not_ready)
+                self._reactor, sock, ops_site(self._reactor, self._metrics, self.reasons_not_ready)
             )
-        factories = {"text": self._text, "http": http_site()}
+        factories = {"text": self._text, "http": http_site(self._reactor)}
         for service, sock in self._sockets.items():
             self._ports[service] = start_listening(self._reactor, sock, factories[service])
         self._sockets.clear()

@@ -15,10 +15,22 @@ from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from spread.hub.reactor import Clock
+
 __all__ = ["answering", "http_site", "quiet_site"]
 
 IDLE_SECONDS = 60
 """An HTTP connection without a request is closed after this time."""
+
+
+class _BodilessRequest(Request):
+    """A request whose body is not kept: nothing here asks for one, and a large one would go to the disk."""
+
+    def gotLength(self, length: int | None) -> None:
+        super().gotLength(0)  # type: ignore[no-untyped-call]
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Forget it."""
 
 
 class _Answer(Resource):
@@ -30,11 +42,19 @@ class _Answer(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._answer = answer
 
-    def render_GET(self, request: Request) -> bytes:
-        status, content_type, body = self._answer()
+    def render(self, request: HttpRequest) -> bytes:
+        if request.method in (b"GET", b"HEAD"):
+            status, content_type, body = self._answer()
+        else:
+            status, content_type, body = 405, "application/json", b'{"error":"only GET and HEAD"}\n'
+            request.setHeader(b"allow", b"GET, HEAD")
         request.setResponseCode(status)
         request.setHeader(b"content-type", content_type.encode())
         request.setHeader(b"cache-control", b"no-store")
+        if request.method == b"HEAD":
+            # Twisted would cut off a body, and log that each time.
+            request.setHeader(b"content-length", b"%d" % len(body))
+            return b""
         return body
 
 
@@ -59,18 +79,18 @@ def answering(answer: Callable[[], tuple[int, str, bytes]]) -> Resource:
     return _Answer(answer)
 
 
-def quiet_site(children: dict[str, Resource]) -> Site:
-    """A site of these resources, that logs no requests."""
+def quiet_site(reactor: Clock, children: dict[str, Resource]) -> Site:
+    """A site of these resources, that logs no requests and keeps no bodies."""
     root = _Root(" ".join(f"/{name}" for name in children))
     for name, resource in children.items():
         root.putChild(name.encode(), cast(Any, resource))
-    site = Site(root, timeout=IDLE_SECONDS)
+    site = Site(root, requestFactory=_BodilessRequest, timeout=IDLE_SECONDS, reactor=reactor)
     site.noisy = False
     site.displayTracebacks = False
     site.log = lambda request: None  # type: ignore[method-assign]  # an access log is the balancer's work
     return site
 
 
-def http_site() -> Site:
+def http_site(reactor: Clock) -> Site:
     """What the public HTTP port serves."""
-    return quiet_site({"health": answering(lambda: (200, "application/json", b"{}"))})
+    return quiet_site(reactor, {"health": answering(lambda: (200, "application/json", b"{}"))})

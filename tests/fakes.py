@@ -8,9 +8,15 @@ included: ``FakeTransport`` calls ``resumeProducing`` out of ``registerProducer`
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.web.server import Site
 
 from spread.hub.api import Publication, ShardIdentity
 from spread.hub.memory import Exchange, MemoryHub
@@ -30,8 +36,10 @@ __all__ = [
     "FakeEdge",
     "FakeMember",
     "FakeTransport",
+    "HttpAnswer",
     "Loopback",
     "TurnClock",
+    "asked",
     "identity",
 ]
 
@@ -276,3 +284,29 @@ class Loopback:
     def turn(self, seconds: float = 0.0) -> None:
         """Let everything happen that is due, ``seconds`` from now."""
         self.clock.advance(seconds)
+
+
+@dataclass
+class HttpAnswer:
+    """What came back from ``asked``."""
+
+    status: int
+    headers: dict[str, str]
+    """By their names in lower case."""
+    body: bytes
+
+
+def asked(site: Site, request: bytes) -> HttpAnswer:
+    """Send the bytes of a request to a site, in memory, through Twisted's real HTTP channel.
+
+    :param site: on a clock that stands still.
+    """
+    protocol: Any = site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    protocol.dataReceived(request)
+    protocol.connectionLost(Failure(ConnectionDone()))
+    head, _, body = transport.value().partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return HttpAnswer(int(first.split()[1]), headers, body)
