@@ -128,6 +128,7 @@ class MemoryHub:
                 self._turn = None
             if self._number is not None and self._exchange.leases[self._number][0] is self:
                 del self._exchange.leases[self._number]
+            self._number = None
             while self._waiting:
                 _, publication, result, timer = self._waiting.popleft()
                 timer.cancel()
@@ -157,6 +158,8 @@ class MemoryHub:
 
     def roster(self) -> Deferred[list[ShardInfo]]:
         """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(HubUnavailable(self.name, "cut"))
         return succeed(
             [
                 ShardInfo(shard=number, identity=identity, load=hub._load(), age_seconds=0.0)

@@ -137,7 +137,7 @@ class Subscriptions:
     def unsubscribe(self, channel: str) -> None:
         """See ``Hub.unsubscribe``."""
         subscription = self._by_key.get(self._prefix + channel.encode() + b"}")
-        if subscription is None or subscription.linger_until is not None:
+        if subscription is None or subscription.linger_until is not None or self._is_stopped:
             return
         self._linger(subscription)
         if self._linger_timer is None:

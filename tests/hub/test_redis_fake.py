@@ -1,0 +1,31 @@
+"""The hub on fakeredis: the conformance suite against a second, independent server."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from fakeredis import TcpFakeServer
+from twisted.trial.unittest import TestCase
+
+from tests.hub.conformance import HubConformance
+from tests.hub.shards import Shard, redis_shard
+
+
+class FakeredisConformance(HubConformance, TestCase):
+    """Every case, against fakeredis in a thread."""
+
+    timeout = 60
+    many_channels = 2000
+
+    def setUp(self) -> None:
+        self.server = TcpFakeServer(("127.0.0.1", 0), server_type="valkey")
+        self.server.daemon_threads = True
+        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+
+    def make_shard(self, **limits: Any) -> Shard:
+        return redis_shard(f"redis://127.0.0.1:{self.server.server_address[1]}", **limits)
