@@ -78,9 +78,8 @@ def command(config_file: str | None, check: bool, print_config: bool, **paramete
     from spread.node.hubs import check_hub
 
     try:
-        address = check_hub(
-            reactor, settings.hub, isinstance(shards, ShardRange) and shards.first < shards.last
-        )
+        is_fleet = isinstance(shards, ShardRange) and shards.first < shards.last
+        address = check_hub(reactor, settings.hub, is_fleet, os.environ)
     except HubMisconfigured as error:
         raise _Fault(USAGE, str(error)) from error
     if check:

@@ -36,10 +36,10 @@ class OpenedHub:
     """Find or start the server, where it is ours; may take as long as its data takes to load."""
 
 
-def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool) -> HubAddress:
+def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapping[str, str]) -> HubAddress:
     """Everything that can be known to be wrong without connecting.
 
-    :raises HubMisconfigured: the URL or a TLS file cannot work.
+    :raises HubMisconfigured: the URL, a TLS file or the home of the embedded server cannot work.
     """
     address = parse_hub_address(settings.url)
     if address.scheme == "memory" and is_fleet:
@@ -48,11 +48,15 @@ def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool) -> HubAddress
         endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
     elif settings.tls_ca or settings.tls_cert:
         raise HubMisconfigured(f"hub: {address.scheme}: is never reached over TLS; remove hub.tls_*")
+    embedded_server(settings, environ)
     return address
 
 
 def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> EmbeddedServer | None:
-    """The embedded server, if that is the hub."""
+    """The embedded server, if that is the hub.
+
+    :raises HubMisconfigured: its home cannot work.
+    """
     if parse_hub_address(settings.url).scheme != "embedded":
         return None
     return EmbeddedServer(default_home(environ))
