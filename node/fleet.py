@@ -98,7 +98,7 @@ class Fleet:
         :returns: fires with the exit code of the whole when all children are gone. Never fails.
         """
         if not self._is_stopping:
-            log.info("starting {count} shards", count=len(self._children))
+            log.debug("starting {count} shards", count=len(self._children))
             self._children[0].begin()
         return self._done
 
@@ -142,7 +142,8 @@ class Fleet:
         """The process of a shard has ended; ``before`` is the state it ended in."""
         if self._is_stopping:
             self._is_clean = self._is_clean and ending.is_clean
-            log.info("shard {shard} has ended ({how})", shard=child.number, how=ending.text)
+            if self._code is None:
+                log.info("shard {shard} has ended ({how})", shard=child.number, how=ending.text)
             child.close()
             self._finish_if_gone()
         elif before is State.STOPPING:
@@ -174,7 +175,8 @@ class Fleet:
             return False
         self._early_deaths[child.number] += 1
         if ending.code in FATAL_CODES:
-            log.error(
+            # The child has said why, in one line on stderr; more would only bury that.
+            log.debug(
                 "shard {shard} has ended ({how}) before it was ready: the fleet stops",
                 shard=child.number,
                 how=ending.text,
@@ -240,5 +242,6 @@ class Fleet:
     def _finish_if_gone(self) -> None:
         if not self._done.called and all(child.state is State.GONE for child in self._children):
             code = self._code if self._code is not None else (0 if self._is_clean else 1)
-            log.info("all shards have ended; exit code {code}", code=code)
+            if self._code is None:
+                log.info("all shards have ended; exit code {code}", code=code)
             self._done.callback(code)
