@@ -30,6 +30,10 @@ LINGER_SECONDS = 2.0
 LINGER_MAX_BYTES = 4 << 20
 """How much it may still send in that time: what was under way on a long and fat line."""
 
+MAX_LINGERING = 32
+"""Refused clients that are looked after at a time; one more is closed at once, and may miss our words.
+They are no clients, so the limits on clients do not bound the files that they keep open."""
+
 FINISH_SECONDS = 5.0
 """How long a client may take to receive what was waiting for it before its connection is cut."""
 
@@ -46,6 +50,7 @@ class TextEdge(Protocol):
         self._linger_bytes = 0
         self._address = ""
         self._is_reading = True
+        self._is_refused = False
 
     # -- Twisted calls -----------------------------------------------------------------------------------
 
@@ -54,9 +59,13 @@ class TextEdge(Protocol):
         self._address = getattr(transport.getPeer(), "host", "")
         refused = self.factory.admit(self._address)
         if refused:
-            self._address = ""
             transport.write(error_line(refused))
-            self._end_lingering()
+            if self.factory.lingering < MAX_LINGERING:
+                self.factory.lingering += 1
+                self._is_refused = True
+                self._end_lingering()
+            else:
+                transport.loseConnection()
             return
         self._session = self.factory.open_session(self, transport)
         self._session.open()
@@ -84,6 +93,7 @@ class TextEdge(Protocol):
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
+        self.factory.lingering -= self._is_refused
         session, self._session = self._session, None
         if session is not None:
             partial = self._framer.flush()
@@ -179,6 +189,8 @@ class TextFactory(Factory):
     def __init__(self, shared: Surroundings, admission: Admission, cork: Cork, outbox_max_bytes: int) -> None:
         self.shared = shared
         self.sessions: dict[int, Session] = {}
+        self.lingering = 0
+        """Refused clients that have not gone yet."""
         self._admission = admission
         self._cork = cork
         self._outbox_max_bytes = outbox_max_bytes
