@@ -224,6 +224,20 @@ class HubConformance(_Cases):
         await shard.hears("a", payloads)
         self.assertEqual(shard.receiver.windows, [])
 
+    async def test_a_press_reaches_all_who_hear_the_channel(self) -> None:
+        one, two, other = await self.shard("a"), await self.shard("a", "b"), await self.shard("b")
+        one.hub.press("a")
+        for shard in (one, two):
+            await eventually(lambda shard=shard: shard.receiver.presses == ["a"])
+        two.hub.press("b")
+        # Only what is heard is told, and no publication comes of it.
+        await eventually(lambda: other.receiver.presses == ["b"])
+        await eventually(lambda: two.receiver.presses == ["a", "b"])
+        self.assertEqual(one.receiver.presses, ["a"])
+        for shard in (one, two, other):
+            self.assertEqual(shard.receiver.publications, [])
+            self.assertEqual(shard.hub.counters.received, 0)
+
     # -- bounds and the end --------------------------------------------------------------------------
 
     async def test_too_large_a_message(self) -> None:
@@ -245,6 +259,7 @@ class HubConformance(_Cases):
         await self.assertFailure(shard.hub.subscribe("b"), HubUnavailable)
         await self.assertFailure(shard.hub.next_client(), HubUnavailable)
         shard.hub.unsubscribe("a")
+        shard.hub.press("a")
         shard.hub.pause()
         shard.hub.resume()
         await other.publish("a", b"y")

@@ -48,6 +48,8 @@ class Recorder:
         self.publications: list[tuple[str, Publication]] = []
         self.windows: list[float] = []
         """What ``missed`` was told."""
+        self.presses: list[str] = []
+        """The channels that ``pressed`` named."""
         self.reads = 0
 
     def received(self, channel: str, publication: Publication) -> None:
@@ -55,6 +57,9 @@ class Recorder:
 
     def read_done(self) -> None:
         self.reads += 1
+
+    def pressed(self, channel: str) -> None:
+        self.presses.append(channel)
 
     def missed(self, seconds: float) -> None:
         self.windows.append(seconds)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from importlib.resources import files
 from typing import Any
 
-from fakeredis import TcpFakeServer
+from fakeredis import FakeRedis, TcpFakeServer
 from twisted.trial.unittest import TestCase
 
 from tests.hub.conformance import HubConformance
@@ -23,6 +24,12 @@ class FakeredisConformance(HubConformance, TestCase):
         self.server.daemon_threads = True
         thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
+        # It closes a connection that it answered with an error, so NOSCRIPT must not come.
+        client = FakeRedis(server=self.server.fake_server)
+        for script in files("spread.hub.lua").iterdir():
+            if script.name.endswith(".lua"):
+                client.script_load(script.read_text())
+        client.close()
         self.addCleanup(thread.join)
         self.addCleanup(self.server.server_close)
         self.addCleanup(self.server.shutdown)
