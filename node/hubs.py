@@ -44,10 +44,13 @@ def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapp
     address = parse_hub_address(settings.url)
     if address.scheme == "memory" and is_fleet:
         raise HubMisconfigured("hub: memory: joins no shards; for several use embedded: or redis://…")
+    if not address.is_tls and (settings.tls_ca or settings.tls_cert):
+        # Whoever gives these believes the connection to be encrypted.
+        raise HubMisconfigured(
+            f"hub: {address.scheme}: is never reached over TLS; remove hub.tls_*, or write rediss://..."
+        )
     if address.scheme not in ("memory", "embedded"):
         endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
-    elif settings.tls_ca or settings.tls_cert:
-        raise HubMisconfigured(f"hub: {address.scheme}: is never reached over TLS; remove hub.tls_*")
     embedded_server(settings, environ)
     return address
 

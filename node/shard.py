@@ -17,6 +17,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from spread.hub.api import Incumbent, Load, ShardIdentity
 from spread.hub.errors import HubError
@@ -141,8 +142,8 @@ class Shard:
         await self._hub.start(self._fanout)
         self.number = await self._hub.claim(self.number, self._identity)
         self._listen()
+        self.state = ShardState.READY  # before the first heartbeat, which tells it to the others
         self._hub.enter(self._load, self._number_lost)
-        self.state = ShardState.READY
         self._summary = self._reactor.callLater(SUMMARY_SECONDS, self._summarize)
         self.log.info(
             "shard {number} is ready as process {pid}, hub {hub}",
@@ -232,6 +233,8 @@ class Shard:
 
         def stopped(outcome: Any) -> None:
             self.state = ShardState.STOPPED
+            if isinstance(outcome, Failure):
+                self.log.failure("stopping shard {number}", outcome, number=self.number)
             result.callback(None)
 
         self._stopped.addBoth(stopped)
@@ -251,7 +254,9 @@ class Shard:
             self._text.stop_reading()
             await self._until(self._is_quiet, now + (deadline - now) * 0.5)
             self._text.say_goodbye(self.number or 0)
-            await self._until(lambda: not self._text.sessions, now + (deadline - now) * 0.8)
+            await self._until(
+                lambda: not self._text.sessions and self._is_quiet(), now + (deadline - now) * 0.8
+            )
             if self._text.sessions:
                 self.log.warn(
                     "{count} clients did not take their last words in time", count=len(self._text.sessions)
