@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from importlib.resources import files
 from typing import Any
@@ -20,9 +21,14 @@ class FakeredisConformance(HubConformance, TestCase):
     many_channels = 2000
 
     def setUp(self) -> None:
+        # It ends a connection at any fault of its own, and tells why only here.
+        logging.getLogger("fakeredis").setLevel(logging.DEBUG)
         self.server = TcpFakeServer(("127.0.0.1", 0), server_type="valkey")
+        # No thread of it may outlive the tests, not even after one that failed.
         self.server.daemon_threads = True
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.server.block_on_close = False
+        serve = self.server.serve_forever
+        thread = threading.Thread(target=serve, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         # It closes a connection that it answered with an error, so NOSCRIPT must not come.
         client = FakeRedis(server=self.server.fake_server)
