@@ -42,6 +42,10 @@ class Gathering:
         self._clock = clock
         self._key = key
         self._known = 0
+        # Whether this shard hears, and whether it ever did: the journal waits for its own ears too, also
+        # when the outage came before the first count.
+        self._hears = False
+        self._has_heard = False
         self._connection: CommandProtocol | None = None
         self._done: Callable[[], None] | None = None
         self._deadline = 0.0
@@ -49,7 +53,12 @@ class Gathering:
 
     def take_part(self, connection: SubscriberProtocol) -> None:
         """This shard hears all of its channels again."""
+        self._hears = self._has_heard = True
         connection.change_subscriptions(b"SUBSCRIBE", [self._key])
+
+    def hear_no_more(self) -> None:
+        """The connection that took part is gone."""
+        self._hears = False
 
     def wait(self, connection: CommandProtocol, done: Callable[[], None]) -> None:
         """Call ``done`` when as many shards hear as before, or it has taken too long.
@@ -80,7 +89,8 @@ class Gathering:
         if connection is not self._connection:
             return
         count: int = reply[1]
-        if self._done is not None and count < self._known and self._clock.seconds() < self._deadline:
+        is_complete = count >= self._known and (self._hears or not self._has_heard)
+        if self._done is not None and not is_complete and self._clock.seconds() < self._deadline:
             self._timer = self._clock.callLater(LOOK_SECONDS, self._ask, connection)
             return
         self._known = count

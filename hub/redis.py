@@ -243,6 +243,7 @@ class RedisHub:
     def _hearing_down(self, reason: str) -> None:
         assert self._subscriptions is not None
         self._probe.stop()
+        self._gathering.hear_no_more()
         self._subscriptions.link_down()
         self._note_down("subscriber", reason)
 
