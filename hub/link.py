@@ -400,7 +400,9 @@ class Link:
         longest = min(LAST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(self._failures, 30))
         return longest * (0.5 + self._jitter() / 2)
 
-    def _build_protocol(self) -> CommandProtocol:
+    def _build_protocol(self) -> CommandProtocol | None:
+        if self.state is LinkState.STOPPED:
+            return None  # the attempt could not be cancelled any more: close what it made
         protocol = self._build()
         protocol.opened = self._opened
         protocol.closed = self._closed
@@ -455,7 +457,7 @@ class Link:
 class _LinkFactory(Factory):
     noisy = False
 
-    def __init__(self, build: Callable[[], CommandProtocol]) -> None:
+    def __init__(self, build: Callable[[], CommandProtocol | None]) -> None:
         self._build = build
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
