@@ -40,7 +40,7 @@ class Gathering:
 
     def __init__(self, clock: Clock, key: bytes) -> None:
         self._clock = clock
-        self._key = key
+        self.key = key
         self._known = 0
         # Whether this shard hears, and whether it ever did: the journal waits for its own ears too, also
         # when the outage came before the first count.
@@ -54,7 +54,7 @@ class Gathering:
     def take_part(self, connection: SubscriberProtocol) -> None:
         """This shard hears all of its channels again."""
         self._hears = self._has_heard = True
-        connection.change_subscriptions(b"SUBSCRIBE", [self._key])
+        connection.change_subscriptions(b"SUBSCRIBE", [self.key])
 
     def hear_no_more(self) -> None:
         """The connection that took part is gone."""
@@ -81,7 +81,7 @@ class Gathering:
 
     def _ask(self, connection: CommandProtocol) -> None:
         self._timer = None
-        asked: Deferred[Any] = connection.execute_command(b"PUBSUB", b"NUMSUB", self._key)
+        asked: Deferred[Any] = connection.execute_command(b"PUBSUB", b"NUMSUB", self.key)
         asked.addCallbacks(self._told, self._not_told, callbackArgs=(connection,))
         asked.addErrback(lambda failure: self.log.failure("counting the shards", failure))
 

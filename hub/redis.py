@@ -227,9 +227,11 @@ class RedisHub:
         self._journal.link_down()
         self._note_down("commands", reason)
 
-    def _hears_again(self) -> None:
-        if isinstance(self._hearing.protocol, SubscriberProtocol):
-            self._gathering.take_part(self._hearing.protocol)
+    def _hears_again(self) -> bytes | None:
+        if not isinstance(self._hearing.protocol, SubscriberProtocol):
+            return None
+        self._gathering.take_part(self._hearing.protocol)
+        return self._gathering.key
 
     def _hearing_up(self, connection: SubscriberProtocol) -> None:
         assert self._subscriptions is not None

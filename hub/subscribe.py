@@ -66,7 +66,8 @@ class Subscriptions:
 
     :param prefix: what stands before a channel's name in Redis, and ``}`` after it.
     :param reply_seconds: a connection silent for this long, while a batch waits to be confirmed, is cut.
-    :param restored: called when a new connection hears all that was subscribed before.
+    :param restored: called when a new connection hears all that was subscribed before; gives the Redis
+        channel that it subscribes to itself on that connection, if any: a refusal of that one is not ours.
     """
 
     log = Logger("spread.hub.subscribe")
@@ -81,7 +82,7 @@ class Subscriptions:
         reply_seconds: float,
         receiver: Receiver,
         counters: HubCounters,
-        restored: Callable[[], None] = lambda: None,
+        restored: Callable[[], bytes | None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._hub = hub
@@ -105,6 +106,7 @@ class Subscriptions:
         self._down_since: float | None = None
         self._restoring: set[bytes] = set()
         self._is_restored = False
+        self._foreign: bytes | None = None  # what ``restored`` subscribes to, until it is answered
         self._is_stopped = False
         # Counted, and told at most once a minute each: a foreign release may publish thousands a second.
         self._told_at: dict[str, float] = {}
@@ -163,6 +165,7 @@ class Subscriptions:
             self._down_since = self._connection.heard_at
         self._connection = None
         self._is_restored = False
+        self._foreign = None
         self._end_flight()
         self._unwanted.clear()
         self._restoring.clear()
@@ -280,6 +283,8 @@ class Subscriptions:
 
     def _confirmed(self, kind: bytes, key: bytes) -> None:
         self._in_flight.discard(key)
+        if key == self._foreign:
+            self._foreign = None
         if kind == b"subscribe":
             subscription = self._by_key.get(key)
             if subscription is not None and subscription.state is _State.ASKED:
@@ -303,10 +308,15 @@ class Subscriptions:
             self._counters.missed_windows += 1
             self._counters.missed_seconds += seconds
             self._receiver.missed(seconds)
-        self._restored()
+        self._foreign = self._restored()
 
     def _refused(self, error: ReplyError) -> None:
         """An ACL forbids a channel of the batch. Redis refuses the whole batch for it: ask for halves."""
+        if self._foreign is not None and error.is_refusal:
+            # Nothing of a batch before it can be refused any more, and one behind it is answered later.
+            self.log.error("channel {channel}: {error}", channel=self._foreign.decode(), error=error)
+            self._foreign = None
+            return
         in_flight = (self._by_key.get(key) for key in self._in_flight)
         asked = [found for found in in_flight if found is not None and found.state is _State.ASKED]
         self._end_flight()
