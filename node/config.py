@@ -400,6 +400,14 @@ def _overlap(one: Address, other: Address) -> bool:
 
 
 def _check_text(settings: Settings, origins: Mapping[str, str]) -> None:
+    outbox, message = settings.node.outbox_max_bytes, settings.text.message_max_bytes
+    if outbox < 2 * message:
+        # One message would do what the limit is for: close everybody who is sent it.
+        raise ConfigError(
+            origins["node.outbox_max_bytes"],
+            f"{outbox} bytes hold no two messages of text.message_max_bytes, {message}; give it {2 * message} "
+            "or more, or make messages smaller",
+        )
     _check_template("text.greeting", settings.text.greeting, "number", origins)
     _check_template("text.goodbye", settings.text.goodbye, "shard", origins)
     for character in settings.text.channel:

@@ -696,3 +696,12 @@ def test_a_greeting_that_is_accepted_can_be_filled_in(greeting: str) -> None:
     except ConfigError:
         return
     assert "\n" not in loaded.text.greeting.format(number=7)
+
+
+def test_an_outbox_holds_two_messages_at_least() -> None:
+    flags = {"node.outbox_max_bytes": "131071"}
+    with pytest.raises(ConfigError, match=r"flag --outbox-max-bytes: 131071 bytes hold no two messages"):
+        load(file=None, environ={}, flags=flags)
+    assert load(file=None, environ={}, flags={"node.outbox_max_bytes": "131072"})
+    with pytest.raises(ConfigError, match="the default of --outbox-max-bytes"):
+        load(file=None, environ={}, flags={"text.message_max_bytes": "600000"})
