@@ -241,10 +241,15 @@ class Valkey:
 
 
 class Sentinel(Valkey):
-    """``valkey-server --sentinel`` that watches ``master`` under the name ``service``, alone (quorum 1)."""
+    """``valkey-server --sentinel`` that watches ``master`` under the name ``service``, alone (quorum 1).
 
-    def __init__(self, master: Valkey, service: str, *, down_after_ms: int = 500) -> None:
-        super().__init__()
+    :param password: required by the Sentinel itself; the master's own is taken from ``master``.
+    """
+
+    def __init__(
+        self, master: Valkey, service: str, *, down_after_ms: int = 500, password: str | None = None
+    ) -> None:
+        super().__init__(password=password)
         self.service = service
         self._master = master
         self._down_after_ms = down_after_ms
@@ -253,7 +258,8 @@ class Sentinel(Valkey):
     def url(self) -> str:
         """As ``--hub`` takes it."""
         credentials = f":{self._master.password}@" if self._master.password else ""
-        return f"redis+sentinel://{credentials}127.0.0.1:{self.port}/{self.service}"
+        query = f"?sentinel_password={self.password}" if self.password else ""
+        return f"redis+sentinel://{credentials}127.0.0.1:{self.port}/{self.service}{query}"
 
     def _mode(self) -> list[str]:
         return ["--sentinel"]
@@ -270,7 +276,15 @@ class Sentinel(Valkey):
         ]
         if self._master.password:
             lines.append(f"sentinel auth-pass {name} {self._master.password}")
+        if self.password:
+            lines.append(f"requirepass {self.password}")
         return lines
+
+    def start(self) -> Self:
+        """As for any server; it then looks around far more often than by default, every 10 s."""
+        super().start()
+        self.command("SENTINEL", "DEBUG", "INFO-PERIOD", 200, "ASK-PERIOD", 100, "PING-PERIOD", 100)
+        return self
 
     @property
     def replicas(self) -> int:
