@@ -31,6 +31,10 @@ from spread.hub.reactor import Endpoint
 
 __all__ = ["TlsFiles", "endpoint_of"]
 
+NEXT_ADDRESS_SECONDS = 0.05
+"""A host with several addresses: how long after one the next is tried. It is also how long a refused
+connection takes to be told, which at Twisted's 0.3 s would make every attempt to reconnect slow."""
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -52,7 +56,9 @@ def endpoint_of(reactor: Any, address: HubAddress, tls: TlsFiles, connect_second
     secure = _secured(tls) if address.is_tls else None
 
     def server(host: str, port: int) -> Endpoint:
-        plain = HostnameEndpoint(reactor, host, port, timeout=connect_seconds)
+        plain = HostnameEndpoint(
+            reactor, host, port, timeout=connect_seconds, attemptDelay=NEXT_ADDRESS_SECONDS
+        )
         return plain if secure is None else secure(host, plain)
 
     if address.service:
@@ -151,7 +157,13 @@ class _SentinelEndpoint:
             username=self._address.sentinel_username,
             password=self._address.sentinel_password,
         )
-        endpoint = HostnameEndpoint(self._reactor, host, port, timeout=self._connect_seconds)
+        endpoint = HostnameEndpoint(
+            self._reactor,
+            host,
+            port,
+            timeout=self._connect_seconds,
+            attemptDelay=NEXT_ADDRESS_SECONDS,
+        )
         protocol: CommandProtocol = await connectProtocol(
             cast(Any, endpoint), cast(Any, CommandProtocol(self._reactor, handshake))
         )

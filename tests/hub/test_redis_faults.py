@@ -1,0 +1,422 @@
+"""The hub on a Valkey that is killed, frozen, cut off and refuses: nothing is passed over in silence."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from spread.hub.errors import HubRefused, HubUnavailable, JournalFull
+from spread.hub.redis import RedisHub
+from tests.hub.proxy import Proxied, Proxy
+from tests.hub.servers import Valkey
+from tests.hub.shards import Shard, eventually, pause, reactor, redis_shard
+
+
+class _Faults(TestCase):
+    timeout = 60
+
+    def valkey(self, **how: Any) -> Valkey:
+        server = Valkey(**how)
+        self.addCleanup(server.close)
+        return server.start()
+
+    def proxy(self, server: Valkey) -> Proxy:
+        proxy = Proxy(reactor, server.port)
+        self.addCleanup(proxy.stop)
+        return proxy
+
+    async def shard(self, url: str, *channels: str, **settings: Any) -> Shard:
+        shard = redis_shard(url, **settings)
+        self.addCleanup(shard.hub.stop)
+        await shard.hub.start(shard.receiver)
+        for channel in channels:
+            await shard.hub.subscribe(channel)
+        return shard
+
+
+class Killed(_Faults):
+    """SIGKILL, and a new server that knows nothing."""
+
+    async def test_ten_times_under_publishing(self) -> None:
+        server = self.valkey()
+        speaker = await self.shard(server.url, "a", publish_seconds=10.0)
+        listener = await self.shard(server.url, "a")
+        taken: list[int] = []
+        for round_ in range(10):
+            numbers = range(round_ * 100, round_ * 100 + 100)
+            results: list[Deferred[None]] = []
+            for number in numbers:
+                if number % 100 == 50:
+                    server.kill()
+                results.append(speaker.publish("a", b"%d" % number))
+                if number % 10 == 0:
+                    await pause(0.001)
+            await pause(0.02)
+            server.start()
+            await gatherResults(results)
+            taken.extend(numbers)
+            for shard in (speaker, listener):
+                await eventually(lambda shard=shard: shard.hub.is_live)
+                self.assertEqual(len(shard.receiver.windows), round_ + 1)
+        # A last one each, so that what is on its way has arrived.
+        await speaker.publish("a", b"end")
+        for shard in (speaker, listener):
+            await eventually(lambda shard=shard: shard.receiver.on("a")[-1] == b"end")
+            heard = [int(data) for data in shard.receiver.on("a")[:-1]]
+            self.assertEqual(heard, sorted(set(heard)), "in order, and none twice")
+            self.assertEqual(len(shard.receiver.windows), 10)
+            self.assertEqual(shard.hub.counters.missed_windows, 10)
+            # Both links, each time.
+            self.assertEqual(shard.hub.counters.reconnects, 20)
+            # What waited in the journal was heard; lost is at most what was on its way when the server died.
+            lost = set(taken) - set(heard)
+            self.assertLess(len(lost), 100)
+            for number in lost:
+                self.assertTrue(number % 100 < 60, f"{number} was published to a dead server, and lost")
+        self.assertEqual(speaker.hub.counters.published, 1001)
+        self.assertEqual(speaker.hub.counters.publish_failures, 0)
+
+    async def test_a_server_that_stays_away(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, publish_seconds=0.3, max_publications=2, max_bytes=100)
+        server.kill()
+        await eventually(lambda: not shard.hub.is_live)
+        began = reactor.seconds()
+        waiting = [shard.publish("a", b"x" * 40) for _ in range(2)]
+        full = await self.assertFailure(shard.publish("a", b"y"), JournalFull)
+        self.assertEqual((full.waiting, full.waiting_bytes), (2, 80))
+        self.assertIn("2 publications (80 bytes)", str(full))
+        for each in waiting:
+            error = await self.assertFailure(each, HubUnavailable)
+            self.assertIn("away for 0.3 s", str(error))
+        self.assertTrue(0.25 < reactor.seconds() - began < 2)
+        self.assertEqual(shard.hub.counters.publish_failures, 3)
+
+    async def test_start_gives_up_in_time(self) -> None:
+        server = self.valkey()
+        server.kill()
+        shard = redis_shard(server.url, start_seconds=0.3)
+        self.addCleanup(shard.hub.stop)
+        error = await self.assertFailure(shard.hub.start(shard.receiver), HubUnavailable)
+        self.assertIn("Connection refused", str(error))
+        self.assertIn("tried for 0.3 s", str(error))
+
+    async def test_start_waits_for_a_server_that_comes(self) -> None:
+        server = self.valkey()
+        server.kill()
+        shard = redis_shard(server.url, start_seconds=10.0)
+        self.addCleanup(shard.hub.stop)
+        started = shard.hub.start(shard.receiver)
+        await pause(0.1)
+        server.start()
+        await started
+        self.assertTrue(shard.hub.is_live)
+        self.assertEqual(shard.receiver.windows, [], "a start is not a loss")
+
+    async def test_stop_ends_a_start(self) -> None:
+        server = self.valkey()
+        server.kill()
+        shard = redis_shard(server.url)
+        started = shard.hub.start(shard.receiver)
+        failed = self.assertFailure(started, HubUnavailable)
+        await pause(0.1)
+        await shard.hub.stop()
+        self.assertIn("stopping", str(await failed))
+
+
+class Frozen(_Faults):
+    """SIGSTOP: everything stays open, nothing answers."""
+
+    async def test_noticed_and_recovered(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, "a", reply_seconds=0.5, probe_seconds=0.3, publish_seconds=20.0)
+        await shard.publish("a", b"1")
+        server.stop()
+        began = time.monotonic()
+        result = shard.publish("a", b"2")
+        await eventually(lambda: not shard.hub.is_live, 5)
+        self.assertTrue(0.4 < time.monotonic() - began < 1.5, "within reply_seconds")
+        await pause(1.0)
+        self.assertFalse(result.called)
+        server.cont()
+        await result
+        await eventually(lambda: shard.hub.is_live)
+        await shard.publish("a", b"3")
+        await eventually(lambda: b"3" in shard.receiver.on("a"))
+        self.assertEqual(shard.receiver.on("a"), [b"1", b"2", b"3"])
+        # The subscriber was not deaf, the server was frozen: its connection lives, and nothing was lost.
+        self.assertEqual(shard.receiver.windows, [])
+
+    async def test_a_publication_taken_twice_is_heard_once(self) -> None:
+        server = self.valkey()
+        speaker = await self.shard(server.url, reply_seconds=0.5, publish_seconds=20.0)
+        # Patient, so that it still has the connection on which the server speaks first when it wakes.
+        listener = await self.shard(server.url, "a", probe_seconds=30.0, reply_seconds=30.0)
+        server.stop()
+        results = [speaker.publish("a", b"%d" % number) for number in range(20)]
+        await eventually(lambda: speaker.hub.counters.publish_retries >= 20)
+        server.cont()
+        await gatherResults(results)
+        await speaker.publish("a", b"end")
+        await eventually(lambda: b"end" in listener.receiver.on("a"))
+        self.assertEqual(listener.receiver.on("a"), [*(b"%d" % number for number in range(20)), b"end"])
+        self.assertEqual(listener.hub.counters.duplicates, 20)
+
+    async def test_in_the_middle_of_the_handshake(self) -> None:
+        # What stopped Synapse for good (matrix-org/synapse#9351): a timeout of AUTH is no refusal.
+        server = self.valkey(password="geheim")
+        shard = await self.shard(server.url, "a", reply_seconds=0.3, probe_seconds=0.2)
+        server.stop()
+        hub = shard.hub
+        assert isinstance(hub, RedisHub)
+        await eventually(lambda: hub._commands.protocol is None and hub._hearing.protocol is None)
+        # Several attempts, each of which connects (the kernel answers) and then waits for AUTH in vain.
+        before = hub._commands._failures
+        await eventually(lambda: hub._commands._failures >= before + 3)
+        self.assertIn("no reply within 0.3 s", str(hub._commands.last_error))
+        server.cont()
+        await eventually(lambda: hub.is_live)
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+
+    async def test_while_it_starts(self) -> None:
+        server = self.valkey(password="geheim")
+        server.stop()
+        shard = redis_shard(server.url, reply_seconds=0.2, start_seconds=0.7)
+        self.addCleanup(shard.hub.stop)
+        error = await self.assertFailure(shard.hub.start(shard.receiver), HubUnavailable)
+        self.assertIn("no reply within 0.2 s", str(error))
+        self.assertNotIn("geheim", str(error))
+
+    async def test_a_stop_does_not_wait_for_it(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, "a")
+        await shard.hub.claim(0, shard.identity)
+        failed = self.assertFailure(shard.publish("a", b"x"), HubUnavailable)
+        server.stop()
+        began = time.monotonic()
+        failed = self.assertFailure(shard.publish("a", b"x"), HubUnavailable)
+        await shard.hub.stop()
+        await failed
+        self.assertLess(time.monotonic() - began, 4)
+
+
+class Deaf(_Faults):
+    """The connection is open, and carries nothing any more."""
+
+    async def test_a_deaf_subscriber_is_cut_and_hears_again(self) -> None:
+        server = self.valkey()
+        proxy = self.proxy(server)
+        shard = await self.shard(f"redis://127.0.0.1:{proxy.port}", "a", probe_seconds=0.3)
+        speaker = await self.shard(server.url)
+        (subscriber,) = proxy.find(b"SUBSCRIBE")
+        began = reactor.seconds()
+        subscriber.swallow()
+        await speaker.publish("a", b"lost")
+        await eventually(lambda: shard.hub.counters.deaf_links == 1, 5)
+        self.assertTrue(0.3 < reactor.seconds() - began < 1.5)
+        await eventually(lambda: shard.hub.is_live)
+        await speaker.publish("a", b"heard")
+        await shard.hears("a", [b"heard"])
+        self.assertEqual(shard.hub.counters.reconnects, 1, "the command link was left alone")
+        # The window began when the connection went deaf, not when that was noticed.
+        (window,) = shard.receiver.windows
+        self.assertGreater(window, 0.3)
+
+    async def test_a_silent_channel_is_not_deaf(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, "a", probe_seconds=0.1)
+        await pause(0.8)
+        self.assertEqual(shard.hub.counters.deaf_links, 0)
+        self.assertEqual(shard.hub.counters.reconnects, 0)
+
+    async def test_a_paused_subscriber_is_not_deaf(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, "a", probe_seconds=0.1, reply_seconds=0.2)
+        shard.hub.pause()
+        joined = shard.hub.subscribe("b")
+        await pause(0.8)
+        self.assertFalse(joined.called)
+        shard.hub.resume()
+        await joined
+        self.assertEqual(shard.hub.counters.reconnects, 0)
+
+    async def test_both_links_black_holed(self) -> None:
+        server = self.valkey()
+        proxy = self.proxy(server)
+        shard = await self.shard(f"redis://127.0.0.1:{proxy.port}", "a", probe_seconds=0.3, reply_seconds=0.5)
+        proxy.each(Proxied.swallow)
+        result = shard.publish("a", b"x")
+        await eventually(lambda: not shard.hub.is_live, 5)
+        await result
+        self.assertEqual(shard.hub.counters.publish_retries, 1)
+        await eventually(lambda: len(shard.receiver.windows) == 1)
+        self.assertEqual(shard.hub.counters.deaf_links, 1)
+        await shard.publish("a", b"y")
+        await eventually(lambda: shard.receiver.on("a")[-1:] == [b"y"])
+
+    async def test_a_pause_outlives_a_cut(self) -> None:
+        server = self.valkey()
+        proxy = self.proxy(server)
+        shard = await self.shard(f"redis://127.0.0.1:{proxy.port}", "a")
+        speaker = await self.shard(server.url)
+        proxy.each(Proxied.cut)
+        await eventually(lambda: not shard.hub.is_live)
+        shard.hub.pause()
+        await eventually(lambda: server.receivers("spread:ch:{a}") == 1)
+        await speaker.publish("a", b"x")
+        await pause(0.2)
+        self.assertEqual(shard.receiver.publications, [])
+        shard.hub.resume()
+        await shard.hears("a", [b"x"])
+
+    async def test_a_cut_in_a_pause_is_noticed_after_it(self) -> None:
+        server = self.valkey()
+        proxy = self.proxy(server)
+        shard = await self.shard(f"redis://127.0.0.1:{proxy.port}", "a")
+        shard.hub.pause()
+        proxy.each(Proxied.cut)
+        await eventually(lambda: server.receivers("spread:ch:{a}") == 0)
+        shard.hub.resume()
+        await eventually(lambda: len(shard.receiver.windows) == 1)
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+
+
+class Refused(_Faults):
+    """Passwords and ACLs."""
+
+    async def refused(self, url: str) -> str:
+        shard = redis_shard(url)
+        self.addCleanup(shard.hub.stop)
+        began = reactor.seconds()
+        error = await self.assertFailure(shard.hub.start(shard.receiver), HubRefused)
+        self.assertLess(reactor.seconds() - began, 2, "waiting does not help")
+        await shard.hub.stop()
+        return str(error)
+
+    async def test_passwords(self) -> None:
+        server = self.valkey(password="geheim")
+        shard = await self.shard(server.url, "a")
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+        told = await self.refused(f"redis://:falsch@127.0.0.1:{server.port}")
+        self.assertIn("WRONGPASS", told)
+        self.assertNotIn("falsch", told)
+        self.assertIn("NOAUTH", await self.refused(f"redis://127.0.0.1:{server.port}"))
+        open_ = self.valkey()
+        told = await self.refused(f"redis://:superfluous@127.0.0.1:{open_.port}")
+        self.assertNotIn("superfluous", told)
+
+    async def test_acl_users(self) -> None:
+        server = self.valkey(users=["spread on >a%b:c@d ~spread:* &spread:* +@all", "default off"])
+        url = f"redis://spread:a%25b%3Ac%40d@127.0.0.1:{server.port}"
+        shard = await self.shard(url, "a")
+        self.assertEqual(await shard.hub.claim(0, shard.identity), 0)
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+        self.assertNotIn("a%b", shard.hub.name)
+        for wrong in ("spread:other", "nobody:x", ":x"):
+            self.assertIn("WRONGPASS", await self.refused(f"redis://{wrong}@127.0.0.1:{server.port}"))
+
+    async def test_one_forbidden_channel_among_many(self) -> None:
+        allowed = " ".join(f"&spread:ch:{{c{number}*" for number in range(10))
+        server = self.valkey(
+            users=[f"spread on >x ~spread:* &spread:probe:* &spread:hearing {allowed} +@all"]
+        )
+        shard = await self.shard(f"redis://spread:x@127.0.0.1:{server.port}")
+        names = [f"c{number}" for number in range(300)]
+        names.insert(123, "forbidden")
+        joined = {name: shard.hub.subscribe(name) for name in names}
+        error = await self.assertFailure(joined.pop("forbidden"), HubRefused)
+        self.assertIn("forbidden", str(error))
+        await gatherResults(list(joined.values()))
+        self.assertEqual(shard.hub.counters.subscribed_channels, 300)
+        error = await self.assertFailure(shard.publish("forbidden", b"x"), HubRefused)
+        self.assertIn("NOPERM", str(error))
+        for name in ("c0", "c122", "c123", "c299"):
+            await shard.publish(name, b"x")
+            await shard.hears(name, [b"x"])
+        self.assertEqual(shard.hub.counters.reconnects, 0)
+        # The same again after a loss.
+        server.command("CLIENT", "KILL", "TYPE", "PUBSUB")
+        await eventually(lambda: shard.hub.counters.missed_windows == 1)
+        await shard.publish("c299", b"y")
+        await shard.hears("c299", [b"x", b"y"])
+
+    async def test_a_forbidden_probe_is_told_at_the_start(self) -> None:
+        server = self.valkey(users=["spread on >x ~spread:* &spread:ch:* &spread:hearing +@all"])
+        self.assertIn("spread:probe:", await self.refused(f"redis://spread:x@127.0.0.1:{server.port}"))
+
+    async def test_a_forbidden_gathering_hurts_nobody(self) -> None:
+        server = self.valkey(users=["spread on >x ~spread:* &spread:ch:* &spread:probe:* +@all"])
+        shard = await self.shard(f"redis://spread:x@127.0.0.1:{server.port}", "a", "b")
+        server.command("CLIENT", "KILL", "TYPE", "PUBSUB")
+        await eventually(lambda: shard.hub.counters.missed_windows == 1)
+        server.restart()
+        await eventually(lambda: shard.hub.counters.missed_windows == 2)
+        for name in ("a", "b"):
+            await shard.publish(name, b"x")
+            await shard.hears(name, [b"x"])
+
+    async def test_forbidden_scripts_are_told(self) -> None:
+        server = self.valkey(users=["spread on >x ~spread:* &spread:* +@all -@scripting"])
+        shard = await self.shard(f"redis://spread:x@127.0.0.1:{server.port}")
+        error = await self.assertFailure(shard.hub.claim(0, shard.identity), HubRefused)
+        self.assertIn("NOPERM", str(error))
+
+    async def test_no_such_database(self) -> None:
+        server = self.valkey()
+        self.assertIn("DB index", await self.refused(f"{server.url}/9999"))
+
+    async def test_a_full_server_is_not_a_refusal(self) -> None:
+        server = self.valkey(extra=["maxclients 1"])
+        with server.connection() as occupied:
+            occupied.sendall(b"PING\r\n")
+            occupied.recv(16)
+            shard = redis_shard(server.url, start_seconds=0.3)
+            self.addCleanup(shard.hub.stop)
+            error = await self.assertFailure(shard.hub.start(shard.receiver), HubUnavailable)
+            self.assertIn("max number of clients", str(error))
+
+
+class Databases(_Faults):
+    """SELECT."""
+
+    async def test_keys_are_in_the_database_of_the_url(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(f"{server.url}/7", "a")
+        self.assertEqual(await shard.hub.next_client(), 1)
+        await shard.hub.claim(3, shard.identity)
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+        self.assertIn("db7", server.info("keyspace"))
+        self.assertNotIn("db0", server.info("keyspace"))
+        server.command("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "yes")
+        await eventually(lambda: shard.hub.counters.reconnects == 1)
+        await eventually(lambda: shard.hub.is_live)
+        self.assertEqual(await shard.hub.next_client(), 2, "also after a reconnect")
+
+
+class UnixSocket(_Faults):
+    """No TCP at all."""
+
+    async def test_all_of_it(self) -> None:
+        server = self.valkey(unix=True, password="geheim")
+        shard = await self.shard(server.url, "a")
+        await shard.publish("a", b"1")
+        await shard.hears("a", [b"1"])
+        server.restart()
+        await eventually(lambda: len(shard.receiver.windows) == 1)
+        await shard.publish("a", b"2")
+        await shard.hears("a", [b"1", b"2"])
+        self.assertNotIn("geheim", shard.hub.name)
+
+    async def test_no_socket(self) -> None:
+        shard = redis_shard("redis+unix:///tmp/no/such/socket", start_seconds=0.2)
+        self.addCleanup(shard.hub.stop)
+        error = await self.assertFailure(shard.hub.start(shard.receiver), HubUnavailable)
+        self.assertIn("No such file", str(error))
