@@ -356,20 +356,25 @@ def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[],
         return False
 
     from twisted.internet.abstract import FileDescriptor
+    from twisted.internet.error import ConnectionDone
+    from twisted.internet.main import CONNECTION_DONE
 
     class Lifeline(FileDescriptor):
         def fileno(self) -> int:
             return int(descriptor)
 
-        def doRead(self) -> None:
+        def doRead(self) -> Any:
             try:
-                if os.read(int(descriptor), 4096):
-                    return
+                return None if os.read(int(descriptor), 4096) else CONNECTION_DONE
             except BlockingIOError:
-                return
-            reactor.removeReader(self)
-            log.warn("the parent of this shard is gone; stopping")
-            gone()
+                return None
+
+        def connectionLost(self, reason: Any) -> None:
+            # The end of a pipe is a hang-up to epoll, and comes here without any doRead; so does the end
+            # of the reactor, as another kind of loss.
+            if reason.check(ConnectionDone):
+                log.warn("the parent of this shard is gone; stopping")
+                gone()
 
     reactor.addReader(Lifeline(reactor))
     return True
