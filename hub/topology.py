@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from OpenSSL import SSL
+from OpenSSL import crypto
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.error import VerifyError
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import (
     Certificate,
@@ -72,14 +73,20 @@ def _secured(tls: TlsFiles) -> Callable[[str, Endpoint], Endpoint]:
     trust: Any = platformTrust()
     identity = None
     if tls.ca:
-        trust = trustRootFromCertificates(_certificates(tls.ca))
+        trust = trustRootFromCertificates(_certificates(tls.ca, "hub.tls_ca"))
     if tls.cert:
-        certificate = _certificates(tls.cert)[0]
+        certificate = _certificates(tls.cert, "hub.tls_cert")[0]
+        key_path = tls.key or tls.cert
         try:
-            key = KeyPair.load(_read(tls.key or tls.cert, "hub.tls_key"), 1)
-        except (SSL.Error, ValueError) as error:
-            raise HubMisconfigured(f"hub.tls_key: {tls.key or tls.cert} holds no PEM key") from error
-        identity = PrivateCertificate.fromCertificateAndKeyPair(certificate, key)
+            key = KeyPair.load(_read(key_path, "hub.tls_key"), crypto.FILETYPE_PEM)
+        except (crypto.Error, ValueError) as error:
+            raise HubMisconfigured(f"hub.tls_key: {key_path} holds no PEM key") from error
+        try:
+            identity = PrivateCertificate.fromCertificateAndKeyPair(certificate, key)
+        except VerifyError as error:
+            raise HubMisconfigured(
+                f"hub.tls_key: the key in {key_path} is not the one of the certificate in {tls.cert}"
+            ) from error
 
     def wrap(host: str, endpoint: Endpoint) -> Endpoint:
         options = optionsForClientTLS(host, trustRoot=trust, clientCertificate=identity)
@@ -88,16 +95,16 @@ def _secured(tls: TlsFiles) -> Callable[[str, Endpoint], Endpoint]:
     return wrap
 
 
-def _certificates(path: str) -> list[Certificate]:
-    text = _read(path, "hub.tls_ca or hub.tls_cert").decode("ascii", "replace")
+def _certificates(path: str, setting: str) -> list[Certificate]:
+    text = _read(path, setting).decode("ascii", "replace")
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     blocks = [begin + part.split(end)[0] + end + "\n" for part in text.split(begin)[1:]]
     try:
         certificates = [Certificate.loadPEM(block.encode()) for block in blocks]
-    except (SSL.Error, ValueError) as error:
-        raise HubMisconfigured(f"{path} holds a certificate that cannot be read") from error
+    except (crypto.Error, ValueError) as error:
+        raise HubMisconfigured(f"{setting}: {path} holds a certificate that cannot be read") from error
     if not certificates:
-        raise HubMisconfigured(f"{path} holds no PEM certificate")
+        raise HubMisconfigured(f"{setting}: {path} holds no PEM certificate")
     return certificates
 
 
