@@ -147,7 +147,9 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
         def ask_to_stop() -> None:
             if not stop.called:
                 stop.callback(None)
+                starting.cancel()
 
+        starting = Deferred.fromCoroutine(shard.start(ask_to_stop))
         is_child = _watch_lifeline(reactor, os.environ, ask_to_stop)
         # Whoever signals a whole process group (a terminal, systemd) reaches the parent as well, which then
         # sends SIGTERM itself: a second one is no impatience, and the parent kills who takes too long.
@@ -158,9 +160,13 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
             is_patient=is_child,
         )
         try:
-            ready = await shard.start(ask_to_stop)
+            ready = await starting
         except Exception as error:
+            if stop.called:  # while it waited for its hub
+                _exit_after(settings.node.stop_seconds)
             await shard.stop()
+            if stop.called:
+                return CLEAN
             raise _as_fault(error) from error
         print(ready, flush=True)
         await stop

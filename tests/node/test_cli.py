@@ -290,6 +290,23 @@ def test_a_second_signal_ends_it_at_once(nodes: list[Node]) -> None:
         assert time.monotonic() - asked_at < 1.5
 
 
+def test_a_signal_stops_it_while_it_waits_for_its_hub(nodes: list[Node]) -> None:
+    with bind("127.0.0.1", 0) as silent:
+        silent.listen()  # accepts, and never answers
+        hub = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        node = Node("--hub", hub, *QUIET, "--hub-start-seconds", "60", "--hub-reply-seconds", "60")
+        nodes.append(node)
+        silent.setblocking(True)
+        silent.settimeout(PATIENCE_SECONDS)
+        connection, _ = silent.accept()
+        with connection:
+            asked_at = time.monotonic()
+            node.send(signal.SIGTERM)
+            assert node.exit_code() == 0
+            assert time.monotonic() - asked_at < 5
+    assert (node.lines, node.log) == ([], [])
+
+
 def test_a_stop_that_takes_too_long_is_cut_short(nodes: list[Node]) -> None:
     node = alone(nodes, "--stop-seconds", "0.5")
     with node.connect():
@@ -389,6 +406,23 @@ def test_a_fleet(nodes: list[Node], home: str) -> None:
         assert re.fullmatch(r"goodbye: shard [01] is stopping, please connect again\n", rest_of(first))
         assert rest_of(second).startswith("goodbye")
     assert node.exit_code() == 0
+
+
+def test_the_shards_of_a_fleet_end_with_it(nodes: list[Node], home: str) -> None:
+    node = Node("--shard", "0-1", *QUIET, SPREAD_HOME=home)
+    nodes.append(node)
+    node.ready(2)
+    pid = node.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert len(children) == 2
+    with node.connect() as client:
+        node.send(signal.SIGKILL)
+        assert rest_of(client).startswith("goodbye")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while any(os.path.exists(f"/proc/{child}") for child in children):
+        assert time.monotonic() < deadline, "they run on"
+        time.sleep(0.01)
+    assert not os.path.exists(f"{home}/hub.sock"), "and the last of them stops the server"
 
 
 # --- inside -------------------------------------------------------------------------------------------
