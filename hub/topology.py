@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from OpenSSL import crypto
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL.crypto import X509
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, connectProtocol, wrapClientTLS
-from twisted.internet.error import VerifyError
 from twisted.internet.protocol import Factory
-from twisted.internet.ssl import (
-    Certificate,
-    KeyPair,
-    PrivateCertificate,
-    optionsForClientTLS,
-    platformTrust,
-    trustRootFromCertificates,
-)
+from twisted.internet.ssl import Certificate, optionsForClientTLS, platformTrust, trustRootFromCertificates
 
 from spread.hub.address import HubAddress
 from spread.hub.errors import HubError, HubMisconfigured, HubUnavailable
@@ -71,41 +66,44 @@ def endpoint_of(reactor: Any, address: HubAddress, tls: TlsFiles, connect_second
 def _secured(tls: TlsFiles) -> Callable[[str, Endpoint], Endpoint]:
     """Wraps endpoints in TLS that verifies the server's chain and name."""
     trust: Any = platformTrust()
-    identity = None
+    identity: dict[str, Any] = {}
     if tls.ca:
-        trust = trustRootFromCertificates(_certificates(tls.ca, "hub.tls_ca"))
+        certificates = _certificates(tls.ca, "hub.tls_ca")
+        trust = trustRootFromCertificates(
+            [Certificate(X509.from_cryptography(each)) for each in certificates]
+        )
     if tls.cert:
-        certificate = _certificates(tls.cert, "hub.tls_cert")[0]
-        key_path = tls.key or tls.cert
-        try:
-            key = KeyPair.load(_read(key_path, "hub.tls_key"), crypto.FILETYPE_PEM)
-        except (crypto.Error, ValueError) as error:
-            raise HubMisconfigured(f"hub.tls_key: {key_path} holds no PEM key") from error
-        try:
-            identity = PrivateCertificate.fromCertificateAndKeyPair(certificate, key)
-        except VerifyError as error:
+        shown, key = _certificates(tls.cert, "hub.tls_cert")[0], _key(tls.key or tls.cert)
+        if key.public_key() != shown.public_key():
             raise HubMisconfigured(
-                f"hub.tls_key: the key in {key_path} is not the one of the certificate in {tls.cert}"
-            ) from error
+                f"hub.tls_key: the key in {tls.key or tls.cert} does not fit the certificate in {tls.cert}"
+            )
+        identity = {"certificate": shown, "privateKey": key}
 
     def wrap(host: str, endpoint: Endpoint) -> Endpoint:
-        options = optionsForClientTLS(host, trustRoot=trust, clientCertificate=identity)
+        options = optionsForClientTLS(host, trustRoot=trust, extraCertificateOptions=identity)
         return wrapClientTLS(options, cast(Any, endpoint))
 
     return wrap
 
 
-def _certificates(path: str, setting: str) -> list[Certificate]:
-    text = _read(path, setting).decode("ascii", "replace")
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    blocks = [begin + part.split(end)[0] + end + "\n" for part in text.split(begin)[1:]]
-    try:
-        certificates = [Certificate.loadPEM(block.encode()) for block in blocks]
-    except (crypto.Error, ValueError) as error:
-        raise HubMisconfigured(f"{setting}: {path} holds a certificate that cannot be read") from error
-    if not certificates:
+def _certificates(path: str, setting: str) -> list[x509.Certificate]:
+    text = _read(path, setting)
+    if b"-----BEGIN CERTIFICATE-----" not in text:
         raise HubMisconfigured(f"{setting}: {path} holds no PEM certificate")
-    return certificates
+    try:
+        return x509.load_pem_x509_certificates(text)
+    except ValueError as error:
+        raise HubMisconfigured(f"{setting}: {path} holds a certificate that cannot be read") from error
+
+
+def _key(path: str) -> Any:
+    try:
+        return load_pem_private_key(_read(path, "hub.tls_key"), password=None)
+    except TypeError as error:
+        raise HubMisconfigured(f"hub.tls_key: the key in {path} must not be encrypted") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise HubMisconfigured(f"hub.tls_key: {path} holds no PEM key") from error
 
 
 def _read(path: str, setting: str) -> bytes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from OpenSSL import crypto
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IOpenSSLContextFactory
 from twisted.internet.protocol import ClientFactory, Factory, Protocol, connectionDone
-from twisted.internet.ssl import CertificateOptions
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from tests.hub.certificates import Issued
 
@@ -124,9 +124,8 @@ class Proxy:
         if certificate is None:
             self._listening = reactor.listenTCP(0, factory, interface="127.0.0.1")
         else:
-            self._listening = reactor.listenSSL(
-                0, factory, _options(certificate, client_ca), interface="127.0.0.1"
-            )
+            tls = _Tls(certificate, client_ca)
+            self._listening = reactor.listenSSL(0, factory, tls, interface="127.0.0.1")
         self.port: int = self._listening.getHost().port
 
     def find(self, *sent: bytes) -> list[Proxied]:
@@ -154,13 +153,17 @@ class Proxy:
             empty.callback(None)
 
 
-def _options(issued: Issued, client_ca: str) -> CertificateOptions:
-    def certificate(path: str) -> crypto.X509:
-        return crypto.load_certificate(crypto.FILETYPE_PEM, Path(path).read_bytes())
+@implementer(IOpenSSLContextFactory)
+class _Tls:
+    """OpenSSL reads the files itself."""
 
-    return CertificateOptions(
-        privateKey=crypto.load_privatekey(crypto.FILETYPE_PEM, Path(issued.key).read_bytes()),
-        certificate=certificate(issued.cert),
-        verify=bool(client_ca),
-        caCerts=[certificate(client_ca)] if client_ca else None,
-    )
+    def __init__(self, issued: Issued, client_ca: str) -> None:
+        self._context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        self._context.use_certificate_file(issued.cert)
+        self._context.use_privatekey_file(issued.key)
+        if client_ca:
+            self._context.load_verify_locations(client_ca)
+            self._context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+
+    def getContext(self) -> SSL.Context:
+        return self._context
