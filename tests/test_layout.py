@@ -222,7 +222,8 @@ def test_every_file_that_is_no_code_is_packaged() -> None:
     assert isinstance(data, dict)
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            if path.is_dir() or path.suffix in (".py", ".pyc"):
+            # A .proto is read by who changes it; what runs is the module made of it.
+            if path.is_dir() or path.suffix in (".py", ".pyc", ".proto"):
                 continue
             owner = ".".join(("spread", *path.parent.relative_to(ROOT).parts))
             patterns = data.get(owner, [])
@@ -251,7 +252,7 @@ def test_a_second_copy_of_a_package_is_refused(package: str) -> None:
     assert f"ImportError: this package is spread.{package}" in done.stderr
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [source for source in SOURCES if not source.endswith("_pb2.py")])
 def test_modules_are_short_and_say_what_they_are(source: str) -> None:
     text = (ROOT / source).read_text()
     assert text.count("\n") <= 600
