@@ -79,10 +79,19 @@ def parse_hub_address(text: str) -> HubAddress:
     try:
         parts = urlsplit(text)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-    except ValueError as error:
-        raise HubMisconfigured(f"hub: {scheme}:// URL cannot be read: {error}") from None
+    except ValueError:
+        # Not why: Python's sentence quotes the part it stumbled over, which may hold the password.
+        raise HubMisconfigured(
+            f"hub: the {scheme}:// URL cannot be read: IPv6 addresses stand in [brackets], and what "
+            "follows '?' is name=value"
+        ) from None
     if parts.fragment:
         raise HubMisconfigured("hub: '#' in a URL starts a fragment; write %23 if the password holds one")
+    if "@" in parts.path and scheme != "redis+unix":
+        # A '/' or '?' in a password ended the host too early; what follows must not be shown.
+        raise HubMisconfigured(
+            "hub: '@' after the host; in a user or password write %40 for '@', %2F for '/', %3F for '?'"
+        )
     credentials, _, location = parts.netloc.rpartition("@")
     username, separator, password = credentials.partition(":")
     user = unquote(username) or None
@@ -142,13 +151,15 @@ def _no_other(query: Mapping[str, str], known: tuple[str, ...]) -> None:
     for name in query:
         if name not in known:
             what = f"known are {', '.join(known)}" if known else "this scheme takes none"
-            raise HubMisconfigured(f"hub: unknown parameter {name!r} in the URL; {what}")
+            # An '@' tells that this may be the rest of a password with a '?'.
+            shown = "" if "@" in "".join((*query, *query.values())) else f" {name!r}"
+            raise HubMisconfigured(f"hub: unknown parameter{shown} in the URL; {what}")
 
 
 def _database(text: str) -> int | None:
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5) or int(text) > 65535:
         raise HubMisconfigured(f"hub: the database in the URL must be a number, not {text[:32]!r}")
     return int(text)
 
@@ -165,7 +176,11 @@ def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
             host, _, port = part.partition(":")
         if not host:
             raise HubMisconfigured("hub: the URL names no host")
-        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise HubMisconfigured(f"hub: {port[:32]!r} is no port of host {host}")
+        is_number = port.isascii() and port.isdigit() and len(port) <= 5
+        if port and not (is_number and 0 < int(port) < 65536):
+            # Not shown: in redis://user:password the password stands where a port belongs.
+            raise HubMisconfigured(
+                f"hub: what follows {host}: is no port; is it a password, and @HOST is missing?"
+            )
         hosts.append((host, int(port) if port else default_port))
     return tuple(hosts)
