@@ -72,7 +72,7 @@ def unpack(message: bytes) -> tuple[int, int, Publication]:
     """``(kind, sequence, publication)`` of a received message.
 
     :raises UnknownVersion: another release wrote it.
-    :raises MalformedEnvelope: it is shorter than its header.
+    :raises MalformedEnvelope: it is shorter than its header, or the header than version 1 has it.
     """
     # 0.2 µs, once for each message a shard receives.
     if not message or message[0] != VERSION:
@@ -80,4 +80,6 @@ def unpack(message: bytes) -> tuple[int, int, Publication]:
     if len(message) < HEADER_BYTES:
         raise MalformedEnvelope(f"{len(message)} bytes, shorter than the header")
     _, kind, format_, length, shard, sequence, session = _HEADER.unpack_from(message)
+    if not HEADER_BYTES <= length <= len(message):
+        raise MalformedEnvelope(f"a header of {length} bytes in a message of {len(message)}")
     return kind, sequence, Publication(message[length:], format_, shard, session)
