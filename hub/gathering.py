@@ -6,7 +6,8 @@ thing after an outage, and a shard that is back first keeps its journal until as
 did before; for ``WAIT_SECONDS`` at most, since one of them may have died meanwhile.
 
 The count is asked every ``COUNT_SECONDS`` (``PUBSUB NUMSUB``, one integer) and, while this shard waits, every
-``LOOK_SECONDS``. Where an ACL forbids asking, nobody waits.
+``LOOK_SECONDS``. Where an ACL forbids asking, nobody waits and
+nobody asks again; a server that is busy is asked again later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.errors import HubError, LinkLost
+from spread.hub.errors import HubError, LinkLost, ReplyError
 from spread.hub.link import LAST_DELAY_SECONDS, CommandProtocol, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
 
@@ -82,7 +83,7 @@ class Gathering:
     def _ask(self, connection: CommandProtocol) -> None:
         self._timer = None
         asked: Deferred[Any] = connection.execute_command(b"PUBSUB", b"NUMSUB", self.key)
-        asked.addCallbacks(self._told, self._not_told, callbackArgs=(connection,))
+        asked.addCallbacks(self._told, self._not_told, callbackArgs=(connection,), errbackArgs=(connection,))
         asked.addErrback(lambda failure: self.log.failure("counting the shards", failure))
 
     def _told(self, reply: Any, connection: CommandProtocol) -> None:
@@ -97,10 +98,13 @@ class Gathering:
         self._timer = self._clock.callLater(COUNT_SECONDS, self._ask, connection)
         self._finish()
 
-    def _not_told(self, failure: Failure) -> None:
+    def _not_told(self, failure: Failure, connection: CommandProtocol) -> None:
         failure.trap(HubError)
-        if not failure.check(LinkLost):
-            self._finish()
+        if connection is not self._connection or failure.check(LinkLost):
+            return
+        if isinstance(failure.value, ReplyError) and failure.value.is_later:
+            self._timer = self._clock.callLater(COUNT_SECONDS, self._ask, connection)
+        self._finish()
 
     def _finish(self) -> None:
         done, self._done = self._done, None
