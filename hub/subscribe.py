@@ -41,7 +41,7 @@ BATCH = 512
 """Channels in one SUBSCRIBE or UNSUBSCRIBE."""
 
 MAX_ORIGINS = 4096
-"""Shards whose last sequence is remembered; the least recently heard are forgotten first."""
+"""Shards whose last sequence is remembered; those that were first heard longest ago are forgotten first."""
 
 
 class _State(Enum):
