@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from spread.hub.errors import HubRefused, HubUnavailable, JournalFull
+from spread.hub import roster
+from spread.hub.api import Incumbent, ShardIdentity
+from spread.hub.errors import HubRefused, HubUnavailable, JournalFull, LeaseTaken
 from spread.hub.redis import RedisHub
 from tests.hub.proxy import Proxied, Proxy
-from tests.hub.servers import Valkey
-from tests.hub.shards import Shard, eventually, pause, reactor, redis_shard
+from tests.hub.servers import Valkey, free_port
+from tests.hub.shards import LOAD, Shard, eventually, pause, reactor, redis_shard
 
 
 class _Faults(TestCase):
@@ -78,6 +84,33 @@ class Killed(_Faults):
                 self.assertTrue(number % 100 < 60, f"{number} was published to a dead server, and lost")
         self.assertEqual(speaker.hub.counters.published, 1001)
         self.assertEqual(speaker.hub.counters.publish_failures, 0)
+
+    async def test_what_waited_reaches_everybody(self) -> None:
+        server = self.valkey()
+        shards = [await self.shard(server.url, "a", publish_seconds=20.0) for _ in range(3)]
+        waited: list[bytes] = []
+        for round_ in range(3):
+            await eventually(lambda: [_known(shard) for shard in shards] == [3, 3, 3])
+            server.kill()
+            for shard in shards:
+                await eventually(lambda shard=shard: _links(shard) == [None, None])
+            results = []
+            for number in range(50):
+                for index in (0, 1):
+                    data = b"%d %d" % (index, round_ * 50 + number)
+                    waited.append(data)
+                    results.append(shards[index].publish("a", data))
+            server.start()
+            await gatherResults(results)
+        for shard in shards:
+            await eventually(lambda shard=shard: len(shard.receiver.publications) >= len(waited))
+            heard = shard.receiver.on("a")
+            self.assertEqual(sorted(heard), sorted(waited), "all of it, and nothing twice")
+            for index in (b"0", b"1"):
+                own = [data for data in heard if data.startswith(index)]
+                self.assertEqual(own, [data for data in waited if data.startswith(index)])
+            self.assertEqual(len(shard.receiver.windows), 3)
+        self.assertEqual(len({tuple(shard.receiver.on("a")) for shard in shards}), 1, "one order for all")
 
     async def test_a_server_that_stays_away(self) -> None:
         server = self.valkey()
@@ -284,6 +317,153 @@ class Deaf(_Faults):
         await eventually(lambda: len(shard.receiver.windows) == 1)
         await shard.publish("a", b"x")
         await shard.hears("a", [b"x"])
+
+
+class Changed(_Faults):
+    """The server answers, but is not what it was."""
+
+    async def test_subscribers_are_killed(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url, "a", "b")
+        server.command("CLIENT", "KILL", "TYPE", "PUBSUB")
+        await eventually(lambda: shard.receiver.windows)
+        self.assertEqual(shard.hub.counters.reconnects, 1, "the command link was left alone")
+        for name in ("a", "b"):
+            await shard.publish(name, b"x")
+            await shard.hears(name, [b"x"])
+
+    async def test_demoted_by_hand(self) -> None:
+        self.patch(roster, "HEARTBEAT_SECONDS", 0.1)
+        server, other = self.valkey(), self.valkey()
+        shard = await self.shard(server.url, "a")
+        await shard.hub.claim(0, shard.identity)
+        lost: list[Incumbent] = []
+        shard.hub.enter(lambda: LOAD, lost.append)
+        server.command("REPLICAOF", "127.0.0.1", other.port)
+        began = reactor.seconds()
+        await eventually(lambda: shard.hub.counters.reconnects >= 2)
+        await pause(1.0)
+        # It is asked again and again, but not as fast as it answers.
+        rate = shard.hub.counters.reconnects / (reactor.seconds() - began)
+        self.assertLess(rate, 20)
+        server.command("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: server.command("GET", "spread:shard:0"))
+        await eventually(lambda: shard.hub.is_live and shard.hub.holds_lease)
+        await shard.publish("a", b"x")
+        await shard.hears("a", [b"x"])
+        self.assertEqual(lost, [])
+
+    async def test_everything_is_flushed(self) -> None:
+        self.patch(roster, "HEARTBEAT_SECONDS", 0.1)
+        server = self.valkey()
+        shard = await self.shard(server.url, "a")
+        await shard.hub.claim(4, shard.identity)
+        lost: list[Incumbent] = []
+        shard.hub.enter(lambda: LOAD, lost.append)
+        await eventually(lambda: server.command("HEXISTS", "spread:roster", 4))
+        for command in (("FLUSHALL",), ("SCRIPT", "FLUSH")):
+            server.command(*command)
+        await eventually(lambda: server.command("GET", "spread:shard:4"))
+        self.assertEqual([row.shard for row in await shard.hub.roster()], [4])
+        self.assertTrue(shard.hub.holds_lease)
+        self.assertEqual(lost, [])
+        other = await self.shard(server.url)
+        await self.assertFailure(other.hub.claim(4, other.identity), LeaseTaken)
+
+
+class Leases(_Faults):
+    """Who holds the number of a shard that died, or was away too long."""
+
+    async def test_a_killed_process_of_this_machine(self) -> None:
+        server = self.valkey()
+        identity = "import sys, msgspec; from spread.hub.process import this_process as this; "
+        identity += "print(msgspec.json.encode(this('test')).decode(), flush=True); sys.stdin.read()"
+        with subprocess.Popen(
+            [sys.executable, "-c", identity], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            self.addCleanup(process.kill)
+            assert process.stdout is not None
+            victim = msgspec.json.decode(process.stdout.readline(), type=ShardIdentity)
+            self.assertEqual(victim.pid, process.pid)
+            holder, claimant = await self.shard(server.url), await self.shard(server.url)
+            await holder.hub.claim(0, victim)
+            error = await self.assertFailure(claimant.hub.claim(0, claimant.identity), LeaseTaken)
+            self.assertEqual((error.shard, error.host, error.pid), (0, victim.host, process.pid))
+            self.assertEqual(await claimant.hub.claim(None, claimant.identity), 1)
+            process.kill()
+            # At once: while its parent has not looked it is a zombie, and gone all the same.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self.assertEqual(await claimant.hub.claim(0, claimant.identity), 0)
+        another = await self.shard(server.url)
+        error = await self.assertFailure(another.hub.claim(0, another.identity), LeaseTaken)
+        self.assertEqual(error.pid, os.getpid())
+
+    async def test_a_process_of_another_machine(self) -> None:
+        self.patch(roster, "LEASE_SECONDS", 0.5)
+        server = self.valkey()
+        elsewhere = ShardIdentity(
+            incarnation="ab" * 8,
+            host="elsewhere",
+            pid=2**22 + 1,
+            machine="b/pid:[1]",
+            started="1",
+            version="1",
+        )
+        holder, claimant = await self.shard(server.url), await self.shard(server.url)
+        began = reactor.seconds()
+        await holder.hub.claim(0, elsewhere)
+        self.assertTrue(holder.hub.holds_lease)
+        refusals = 0
+        while True:
+            try:
+                await claimant.hub.claim(0, claimant.identity)
+                break
+            except LeaseTaken as error:
+                self.assertEqual((error.host, error.pid), ("elsewhere", 2**22 + 1))
+                refusals += 1
+            await pause(0.02)
+        self.assertGreater(refusals, 1)
+        self.assertTrue(0.45 < reactor.seconds() - began < 2)
+        self.assertFalse(holder.hub.holds_lease)
+
+    async def test_who_was_away_too_long_is_told_who_took_its_number(self) -> None:
+        self.patch(roster, "LEASE_SECONDS", 0.4)
+        self.patch(roster, "HEARTBEAT_SECONDS", 0.1)
+        server = self.valkey()
+        proxy = self.proxy(server)
+        away, other = await self.shard(f"redis://127.0.0.1:{proxy.port}", "a"), await self.shard(server.url)
+        await away.hub.claim(7, away.identity)
+        lost: list[Incumbent] = []
+        away.hub.enter(lambda: LOAD, lost.append)
+        await pause(0.6)
+        self.assertTrue(away.hub.holds_lease, "renewed")
+        proxy.target = free_port()
+        proxy.each(Proxied.cut)
+        await eventually(lambda: not away.hub.holds_lease, 5)
+        await eventually(lambda: server.command("EXISTS", "spread:shard:7") == 0)
+        await other.hub.claim(7, other.identity)
+        other.hub.enter(lambda: LOAD, lambda incumbent: None)
+        proxy.target = server.port
+        await eventually(lambda: lost)
+        self.assertEqual(lost, [Incumbent(shard=7, identity=other.identity)])
+        await pause(0.3)
+        self.assertEqual(len(lost), 1, "told once")
+        self.assertFalse(away.hub.holds_lease)
+        await away.hub.stop()
+        self.assertTrue(other.hub.holds_lease)
+        self.assertEqual([row.identity for row in await other.hub.roster()], [other.identity])
+
+
+def _known(shard: Shard) -> int:
+    """How many shards this one knows to hear."""
+    assert isinstance(shard.hub, RedisHub)
+    return shard.hub._gathering._known
+
+
+def _links(shard: Shard) -> list[Any]:
+    """Its two connections, each ``None`` while it is down."""
+    assert isinstance(shard.hub, RedisHub)
+    return [shard.hub._commands.protocol, shard.hub._hearing.protocol]
 
 
 class Refused(_Faults):
