@@ -393,6 +393,22 @@ def test_a_number_that_is_taken(nodes: list[Node], home: str) -> None:
     assert not os.path.exists(f"{home}/hub.sock"), "the last one stops the server"
 
 
+def test_a_number_that_is_lost_to_another(nodes: list[Node], home: str) -> None:
+    node = Node("--shard", "5", *QUIET, SPREAD_HOME=home)
+    nodes.append(node)
+    holder = (
+        '{"incarnation":"00000000000000ff","host":"elsewhere","pid":77,'
+        '"machine":"","started":"","version":"0"}'
+    )
+    with node.connect() as client, socket.socket(socket.AF_UNIX) as hub:
+        hub.connect(f"{home}/hub.sock")
+        hub.sendall(f"SET spread:shard:5 '{holder}'\r\n".replace('"', '\\"').replace("'", '"').encode())
+        assert hub.recv(100) == b"+OK\r\n"
+        assert rest_of(client).startswith("goodbye")
+    assert node.exit_code() == 3
+    assert node.log[-1] == ("spread-node: error: shard 5 is already running: process 77 on host elsewhere")
+
+
 def test_a_fleet(nodes: list[Node], home: str) -> None:
     node = Node("--shard", "0-1", *QUIET, SPREAD_HOME=home)
     nodes.append(node)

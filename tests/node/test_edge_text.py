@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 
 from twisted.internet.task import deferLater
 
@@ -123,7 +124,19 @@ class Talking(ClusterCase):
         await second.hears(b"hi 2\none\n")
 
 
-class Ending(ClusterCase):
+class TextCase(ClusterCase):
+    async def until_refused(self, sock: socket.socket, data: bytes) -> None:
+        """Send without end, and never close, until the other side has had enough."""
+        sock.setblocking(False)
+        deadline = time.monotonic() + 10
+        with self.assertRaises(ConnectionError):
+            while time.monotonic() < deadline:
+                await deferLater(reactor, 0.002)
+                with suppress(BlockingIOError):
+                    sock.send(data)
+
+
+class Ending(TextCase):
     async def test_close_ends_the_connection(self) -> None:
         shard = await self.start()
         first, second = await self.greeted(shard, 1), await self.greeted(shard, 2)
@@ -169,14 +182,15 @@ class Ending(ClusterCase):
         self.patch(edge, "LINGER_SECONDS", 0.1)
         shard = await self.start(text={"message_max_bytes": 100})
         with socket.create_connection(("127.0.0.1", shard.port("text"))) as sock:
-            sock.setblocking(False)
-            deadline = time.monotonic() + 5
-            try:
-                while time.monotonic() < deadline:
-                    await deferLater(reactor, 0.005)
-                    sock.send(b"x" * 200)
-            except OSError:
-                pass
+            await self.until_refused(sock, b"x" * 200)
+            await self.until(lambda: not shard.counters.clients)
+
+    async def test_who_sends_far_too_much_after_the_end_is_cut_at_once(self) -> None:
+        self.patch(edge, "LINGER_SECONDS", 60.0)
+        self.patch(edge, "LINGER_MAX_BYTES", 100_000)
+        shard = await self.start(text={"message_max_bytes": 100})
+        with socket.create_connection(("127.0.0.1", shard.port("text"))) as sock:
+            await self.until_refused(sock, b"x" * 20_000)
             await self.until(lambda: not shard.counters.clients)
 
     async def test_half_closed_right_after_saying_something(self) -> None:
@@ -254,7 +268,7 @@ class Ending(ClusterCase):
         self.assertEqual((session.outbox.waiting_bytes, shard.counters.slow_clients), (0, 0))
 
 
-class Refusing(ClusterCase):
+class Refusing(TextCase):
     async def test_a_full_shard(self) -> None:
         shard = await self.start(node={"max_clients": 2})
         first, _ = await self.greeted(shard, 1), await self.greeted(shard, 2)
@@ -285,13 +299,8 @@ class Refusing(ClusterCase):
         shard = await self.start(node={"max_clients": 1})
         await self.greeted(shard, 1)
         with socket.create_connection(("127.0.0.1", shard.port("text"))) as sock:
-            sock.setblocking(False)
             await self.until(lambda: shard.counters.refused_full == 1)
-            deadline = time.monotonic() + 5
-            with self.assertRaises(ConnectionError):
-                while time.monotonic() < deadline:
-                    await deferLater(reactor, 0.005)
-                    sock.send(b"x")
+            await self.until_refused(sock, b"x")
 
     async def test_refused_clients_that_stay_do_not_use_up_the_files(self) -> None:
         shard = await self.start(node={"max_clients": 1})

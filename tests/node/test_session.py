@@ -328,6 +328,22 @@ def test_a_held_client_may_be_lost() -> None:
     assert client.edge.asked == ["pause"]
 
 
+def test_the_rate_limit_holds_for_what_is_said_at_the_end_too() -> None:
+    shard = Loopback(max_messages_per_second=2)
+    ears = listener(shard, "lobby")
+    shard.exchange.cut()
+    client = shard.client()
+    client.says(b"1\n", b"2\n")
+    client.edge.unfinished = b"3"
+    client.session.stop_reading()
+    client.session.goodbye(0)
+    client.session.lost()
+    shard.exchange.restore()
+    shard.turn()
+    assert ears.words == [b"1\n", b"2\n"]
+    assert (shard.counters.rate_limited, shard.counters.messages_in) == (1, 3)
+
+
 # --- joining ------------------------------------------------------------------------------------------
 
 
