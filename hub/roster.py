@@ -58,6 +58,7 @@ class Roster:
         self._lost: Callable[[Incumbent], None] | None = None
         self._timer: Timer | None = None
         self._beaten_at = 0.0
+        self._cut_at = float("-inf")
 
     @property
     def is_renewed(self) -> bool:
@@ -150,8 +151,12 @@ class Roster:
     def _beat_failed(self, failure: Failure, connection: CommandProtocol) -> None:
         error = failure.value
         if isinstance(error, ReplyError) and error.code == "READONLY":
-            # A demoted master still answers; only a new connection finds the new one.
-            connection.cut("the server has become a replica")
+            # A demoted master still answers; only a new connection finds the new one. Where it finds the same
+            # server, which the first beat tells at once, it stays until the next.
+            now = self._clock.seconds()
+            if now - self._cut_at >= HEARTBEAT_SECONDS:
+                self._cut_at = now
+                connection.cut("the server has become a replica")
         elif isinstance(error, ReplyError):
             self.log.error("heartbeat refused: {error}", error=error)
         elif not isinstance(error, LinkLost):

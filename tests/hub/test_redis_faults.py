@@ -333,19 +333,17 @@ class Changed(_Faults):
             await shard.hears(name, [b"x"])
 
     async def test_demoted_by_hand(self) -> None:
-        self.patch(roster, "HEARTBEAT_SECONDS", 0.1)
+        self.patch(roster, "HEARTBEAT_SECONDS", 0.3)
         server, other = self.valkey(), self.valkey()
         shard = await self.shard(server.url, "a")
         await shard.hub.claim(0, shard.identity)
         lost: list[Incumbent] = []
         shard.hub.enter(lambda: LOAD, lost.append)
         server.command("REPLICAOF", "127.0.0.1", other.port)
-        began = reactor.seconds()
-        await eventually(lambda: shard.hub.counters.reconnects >= 2)
-        await pause(1.0)
-        # It is asked again and again, but not as fast as it answers.
-        rate = shard.hub.counters.reconnects / (reactor.seconds() - began)
-        self.assertLess(rate, 20)
+        await eventually(lambda: shard.hub.counters.reconnects >= 1)
+        await pause(1.3)
+        # A server that stays a replica is left once a heartbeat, not as fast as it says so.
+        self.assertTrue(2 <= shard.hub.counters.reconnects <= 6, shard.hub.counters.reconnects)
         server.command("REPLICAOF", "NO", "ONE")
         await eventually(lambda: server.command("GET", "spread:shard:0"))
         await eventually(lambda: shard.hub.is_live and shard.hub.holds_lease)
