@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib  # not `suppress` itself: trial takes a module's `suppress` for its own
 import socket
 import time
-from contextlib import suppress
 
 from twisted.internet.task import deferLater
 
@@ -132,7 +132,7 @@ class TextCase(ClusterCase):
         with self.assertRaises(ConnectionError):
             while time.monotonic() < deadline:
                 await deferLater(reactor, 0.002)
-                with suppress(BlockingIOError):
+                with contextlib.suppress(BlockingIOError):
                     sock.send(data)
 
 
