@@ -194,7 +194,9 @@ class RedisHub:
     def stop(self) -> Deferred[None]:
         """See ``api.Hub``."""
         if self._stopping is None:
-            self._stopping = Deferred.fromCoroutine(self._stop())
+            # Set first: who waits for the start hears of its end in here, and may stop the hub too.
+            self._stopping = Deferred()
+            Deferred.fromCoroutine(self._stop()).chainDeferred(self._stopping)
         result: Deferred[None] = Deferred()
         self._stopping.addBoth(lambda outcome: _pass_on(outcome, result))
         return result

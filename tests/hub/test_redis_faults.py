@@ -13,12 +13,14 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from spread.hub import roster
+from spread.hub.address import parse_hub_address
 from spread.hub.api import Incumbent, ShardIdentity
 from spread.hub.errors import HubRefused, HubUnavailable, JournalFull, LeaseTaken
-from spread.hub.redis import RedisHub
+from spread.hub.redis import RedisHub, RedisHubSettings
+from spread.hub.topology import TlsFiles, endpoint_of
 from tests.hub.proxy import Proxied, Proxy
 from tests.hub.servers import Valkey, free_port
-from tests.hub.shards import LOAD, Shard, eventually, pause, reactor, redis_shard
+from tests.hub.shards import LOAD, Recorder, Shard, eventually, pause, reactor, redis_shard
 
 
 class _Faults(TestCase):
@@ -158,6 +160,28 @@ class Killed(_Faults):
         await pause(0.1)
         await shard.hub.stop()
         self.assertIn("stopping", str(await failed))
+
+    async def test_who_hears_of_that_may_stop_it_too(self) -> None:
+        url = f"redis://127.0.0.1:{free_port()}"
+        address = parse_hub_address(url)
+        stops: list[None] = []
+
+        async def stopped() -> None:
+            stops.append(None)
+
+        hub = RedisHub(
+            reactor,
+            address,
+            endpoint_of(reactor, address, TlsFiles(), 3.0),
+            "00" * 8,
+            RedisHubSettings(),
+            stopped=lambda: Deferred.fromCoroutine(stopped()),
+        )
+        started = hub.start(Recorder())
+        started.addErrback(lambda failure: hub.stop())
+        await hub.stop()
+        await started
+        self.assertEqual(len(stops), 1)
 
 
 class Frozen(_Faults):
