@@ -167,7 +167,7 @@ def binary(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]
 class FakeServer:
     """Listens on the socket of a home and answers each connection with the next of its replies.
 
-    The last reply is repeated. ``None`` cuts the connection.
+    The last reply is repeated. An empty one cuts the connection, ``None`` does so without reading.
     """
 
     def __init__(self, home: Path, *replies: bytes | None) -> None:
@@ -184,10 +184,10 @@ class FakeServer:
             while True:
                 connection, _ = self._listener.accept()
                 with connection:
-                    connection.recv(64)
                     self.asked += 1
                     reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
                     if reply is not None:
+                        connection.recv(64)
                         connection.sendall(reply)
 
     def close(self) -> None:
@@ -597,8 +597,9 @@ def test_server_with_another_error_is_up(home: Path) -> None:
     server.leave()
 
 
-def test_server_that_dies_while_asked_is_started_again(home: Path) -> None:
-    with contextlib.closing(FakeServer(home, None)):
+@pytest.mark.parametrize("reply", [b"", None])
+def test_server_that_dies_while_asked_is_started_again(home: Path, reply: bytes | None) -> None:
+    with contextlib.closing(FakeServer(home, reply)):
         server = EmbeddedServer(home)
         server.enter()
         assert ask(home, "PING") == b"+PONG"
