@@ -194,16 +194,16 @@ class Roster:
         for number, row in zip(reply[1::2], reply[2::2], strict=True):
             beaten_at, _, packed = row.partition(b" ")
             try:
+                shard, age = int(number), max(0.0, now - float(beaten_at))
                 parsed = msgspec.json.decode(packed, type=_Row)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, ValueError) as error:
                 self.log.warn(
                     "row {number} of the roster cannot be read: {error}", number=number, error=error
                 )
                 continue
-            age = max(0.0, now - float(beaten_at))
             if age <= DEAD_AFTER_SECONDS:
                 shards.append(
-                    ShardInfo(shard=int(number), identity=parsed.identity, load=parsed.load, age_seconds=age)
+                    ShardInfo(shard=shard, identity=parsed.identity, load=parsed.load, age_seconds=age)
                 )
         return sorted(shards, key=lambda info: info.shard)
 

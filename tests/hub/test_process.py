@@ -94,10 +94,11 @@ def test_a_process_of_somebody_else_whose_file_is_hidden(monkeypatch: pytest.Mon
     def not_ours(pid: int, number: int) -> None:
         raise PermissionError
 
+    ours = this_process("1")
     monkeypatch.setattr(module, "_started", lambda pid: None)
-    assert not is_gone(this_process("1")), "it can be signalled"
+    assert not is_gone(ours), "it can be signalled"
     monkeypatch.setattr(os, "kill", not_ours)
-    assert not is_gone(this_process("1"))
+    assert not is_gone(ours)
 
 
 def test_a_name_with_parentheses_and_spaces_does_not_shift_the_fields() -> None:
