@@ -7,6 +7,7 @@ the point.
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -45,7 +46,9 @@ SANS_IO = [
     "spread.hub.address",
     "spread.hub.envelope",
     "spread.hub.errors",
+    "spread.node.addresses",
     "spread.node.codes",
+    "spread.node.limits",
     "spread.node.settings",
 ]
 
@@ -152,7 +155,7 @@ def test_txredisapi_is_for_links(source: str) -> None:
     assert not wrong or source == "hub/link.py"
 
 
-@pytest.mark.parametrize("name", ["channel", "outbox", "session"])
+@pytest.mark.parametrize("name", ["channel", "fanout", "outbox", "pressure", "session"])
 def test_sessions_do_not_know_their_sockets(name: str) -> None:
     imports = _imports_of(f"node/{name}.py")
     for edge in ("spread.node.edge", "spread.node.listen"):
@@ -242,6 +245,15 @@ def test_every_script_is_code() -> None:
 def test_the_top_level_holds_what_was_agreed() -> None:
     found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     assert not found - LEFT_BEHIND - AGREED
+
+
+def test_nothing_else_is_committed_at_the_top_level() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a checkout, or no git")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert listed.returncode == 0, listed.stderr
+    top = {line.partition("/")[0] for line in listed.stdout.splitlines()}
+    assert not {name for name in top if not name.startswith(".")} - AGREED
 
 
 @pytest.mark.parametrize("package", PACKAGES)
