@@ -7,6 +7,7 @@ from collections.abc import Callable
 from twisted.internet.task import Clock
 
 from spread.node.cork import FLUSHES_PER_LOOK, Cork
+from tests.fakes import TurnClock
 
 
 class Marked:
@@ -66,22 +67,18 @@ def test_a_mark_made_by_a_flush_leaves_in_the_turn_after() -> None:
 
 
 def test_many_are_flushed_in_as_many_turns_as_it_takes() -> None:
-    clock, flushed, watch = Clock(), [], Watch()
-    turns: list[int] = []
-    cork = Cork(clock, watch, 0.5)  # each look finds the time over
+    clock, flushed = TurnClock(), []
+    cork = Cork(clock, Watch(), 0.5)  # each look finds the time over
     count = FLUSHES_PER_LOOK * 3 + 1
-    for name in range(count):
+    cork.mark(Marked(0, flushed, lambda: cork.mark(Marked(-1, flushed))))
+    for name in range(1, count):
         cork.mark(Marked(name, flushed))
-    late = Marked(-1, flushed)
+    turns: list[int] = []
     while clock.getDelayedCalls():
-        (turn,) = clock.getDelayedCalls()
-        turn.cancel()
-        if len(turns) == 1:
-            cork.mark(late)  # goes behind what waits
-        cork._take_turn()
+        clock.turn()
         turns.append(len(flushed))
     assert turns == [64, 128, 192, 194]
-    assert flushed == [*range(count), -1]
+    assert flushed == [*range(count), -1], "what is marked meanwhile goes behind what waits"
 
 
 def test_it_looks_at_the_clock_now_and_then_only() -> None:

@@ -70,15 +70,35 @@ class Talking(ClusterCase):
 
     async def test_a_shard_that_was_held_up_does_not_cut_messages(self) -> None:
         ears = self.listen("lobby")
-        shard = await self.start()
+        shard = await self.start(text={"idle_flush_seconds": 0.3})
+        busy = await self.greeted(shard, 1)
         with socket.create_connection(("127.0.0.1", shard.port("text"))) as sock:
-            await self.until(lambda: shard.counters.clients == 1)
-            (session,) = shard.shard._text.sessions.values()
+            await self.until(lambda: shard.counters.clients == 2)
+
+            def hold_up(data: bytes) -> None:
+                sock.send(b"message\n")
+                time.sleep(0.4)  # longer than one waits for a line ending, and before that is read
+
+            busy.dataReceived = hold_up  # type: ignore[method-assign]
             sock.send(b"one ")
+            session = shard.shard._text.sessions[2]
             await self.until(lambda: session._edge._framer.has_partial)  # type: ignore[attr-defined]
-            sock.send(b"message\n")
-            time.sleep(0.1)  # the reactor stands still for longer than it waits for a line ending
-            await self.hear(ears, b"one message\n")
+            shard.hub.publish("lobby", b"hold up\n", Format.TEXT, 2)
+            await self.hear(ears, b"hold up\n", b"one message\n")
+
+    async def test_no_time_passes_for_a_client_that_is_not_read(self) -> None:
+        ears = self.listen("lobby")
+        shard = await self.start(text={"idle_flush_seconds": 0.3})
+        peer = await self.greeted(shard, 1)
+        connection = shard.shard._text.sessions[1]._edge
+        peer.says(b"the first half, ")
+        await self.until(lambda: connection._framer.has_partial)  # type: ignore[attr-defined]
+        connection.pause_reading()
+        peer.says(b"the second half\n")
+        await deferLater(reactor, 0.4)
+        self.assertEqual(ears.words, [])
+        connection.resume_reading()
+        await self.hear(ears, b"the first half, the second half\n")
 
     async def test_a_client_that_is_not_read_has_its_messages_whole(self) -> None:
         ears = self.listen("lobby")
@@ -357,8 +377,8 @@ class Stopping(ClusterCase):
             await self.until(lambda: shard.counters.clients == 1)
             started = time.monotonic()
             await shard.shard.stop()
-            self.assertLess(time.monotonic() - started, 1.0)
             await self.until(lambda: shard.counters.clients == 0)
+            self.assertLess(time.monotonic() - started, 1.0)
             sock.settimeout(5)
             with self.assertRaises(ConnectionError):
                 while sock.recv(1000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
@@ -69,6 +70,7 @@ def test_a_body_is_taken_in_and_not_kept() -> None:
 
         def remember(request: object, kept: list[bytes] = kept) -> None:
             content = request.content  # type: ignore[attr-defined]
+            assert isinstance(content, BytesIO), "a file, for a body that could be large"
             content.seek(0)
             kept.append(content.read())
 
