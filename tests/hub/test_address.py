@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, replace
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spread.hub.address import HubAddress, parse_hub_address
@@ -193,12 +193,14 @@ def test_it_cannot_be_changed() -> None:
         parse_hub_address("memory:").scheme = "redis"  # type: ignore[misc]
 
 
+@settings(deadline=None)
 @given(username=st.text(min_size=1), password=st.text())
 def test_credentials_of_any_characters(username: str, password: str) -> None:
     address = parse_hub_address(f"redis://{quote(username, safe='')}:{quote(password, safe='')}@h")
     assert (address.username, address.password) == (username, password)
 
 
+@settings(deadline=None)
 @given(text=st.text(alphabet="redis+unxtl:/@[]?#=&%,.h1a ") | st.text())
 @example("redis://[")
 def test_whatever_is_said_gives_an_address_or_our_error(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spread.hub.api import Format, Publication
@@ -30,6 +30,7 @@ def test_the_bytes_of_version_1() -> None:
     assert (VERSION, HEADER_BYTES, KIND_PUBLICATION, KIND_PROBE, KIND_PRESSURE) == (1, 28, 1, 2, 3)
 
 
+@settings(deadline=None)
 @given(BYTE, BYTE, st.binary(min_size=8, max_size=8), NUMBER, NUMBER, st.binary())
 def test_round_trip(kind: int, format: int, shard: bytes, sequence: int, session: int, data: bytes) -> None:
     packed = pack(kind, format, shard, sequence, session, data)
@@ -40,6 +41,7 @@ def test_an_empty_payload() -> None:
     assert unpack(pack(KIND_PROBE, 0, SHARD, 0, 0, b""))[2].data == b""
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.binary(max_size=200))
 def test_a_longer_header_of_the_same_version_is_skipped(added: bytes, data: bytes) -> None:
     packed = bytearray(pack(KIND_PUBLICATION, 1, SHARD, 5, 6, b""))
@@ -47,6 +49,7 @@ def test_a_longer_header_of_the_same_version_is_skipped(added: bytes, data: byte
     assert unpack(bytes(packed) + added + data) == (1, 5, Publication(data, 1, SHARD, 6))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255).filter(lambda version: version != VERSION), st.binary())
 def test_another_version_is_named(version: int, rest: bytes) -> None:
     with pytest.raises(UnknownVersion) as caught:
@@ -70,6 +73,7 @@ def test_a_header_whose_length_cannot_be(length: int) -> None:
         unpack(bytes(packed))
 
 
+@settings(deadline=None)
 @given(st.binary() | st.binary().map(lambda data: b"\x01" + data))
 def test_any_bytes_give_a_publication_or_our_error(data: bytes) -> None:
     try:

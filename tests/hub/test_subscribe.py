@@ -502,6 +502,13 @@ def test_a_loss_of_one_that_is_asked(stage: Stage) -> None:
     assert outcome.value is None
 
 
+def test_a_turn_that_was_waited_for_does_not_end_in_a_second_batch(stage: Stage) -> None:
+    wire = stage.up()
+    stage.joins(*(f"c{number}" for number in range(600)))
+    wire.lose()
+    assert len(stage.up().commands()) == 1
+
+
 def test_a_loss_of_those_that_linger_in_every_state(stage: Stage) -> None:
     wire = stage.up()
     stage.joins("live")
