@@ -1,0 +1,247 @@
+"""docs/operations.md, against what is really exported, set, answered and allowed."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from spread.hub.redis import MAX_PUBLICATION_BYTES
+from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS
+from spread.node import cli
+from spread.node.addresses import LAST_SHARD
+from spread.node.child import KILL_AFTER_SECONDS
+from spread.node.flags import FLAGS
+from spread.node.listen import BACKLOG
+from spread.node.settings import NodeSettings
+from spread.node.shard import RESERVED_FILES
+from spread.node.site import IDLE_SECONDS
+from tests.deploy.files import ROOT
+from tests.hub.servers import Sentinel, Valkey
+from tests.live.processes import Crowd, Node, home, until
+
+DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def table(*head: str) -> list[list[str]]:
+    """The cells of the rows of the table with this head."""
+    rows: list[list[str]] = []
+    inside = False
+    for line in DOCUMENT.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")] if line.startswith("|") else []
+        if cells == list(head):
+            inside = True
+        elif inside and not cells:
+            break
+        elif inside and not line.startswith("|---"):
+            assert len(cells) == len(head), line
+            rows.append(cells)
+    assert rows, head
+    return rows
+
+
+def keys(rows: list[list[str]]) -> list[str]:
+    return [row[0].strip("`") for row in rows]
+
+
+# -- the tables --------------------------------------------------------------------------------------------
+
+
+def test_the_limits_are_those_of_the_settings() -> None:
+    rows = table("setting", "default", "bounds", "what happens there")
+    written = {key: (float(row[1]), row[2]) for key, row in zip(keys(rows), rows, strict=True)}
+    assert written == {
+        flag.key: (float(flag.default), flag.bounds) for flag in FLAGS if flag.kind in ("int", "float")
+    }
+
+
+def test_what_cannot_be_set_is_what_the_code_has() -> None:
+    values = [row[1] for row in table("what", "value")]
+    assert values == [
+        f"{MAX_PUBLICATION_BYTES >> 20} MiB",
+        f"{LEASE_SECONDS:g} s",
+        f"{HEARTBEAT_SECONDS:g} s",
+        str(BACKLOG),
+        str(LAST_SHARD),
+        str(RESERVED_FILES),
+        f"{IDLE_SECONDS:g} s",
+    ]
+
+
+def test_the_ports_are_the_defaults() -> None:
+    defaults = {flag.key: str(flag.default) for flag in FLAGS}
+    for port, key, _ in table("port", "setting", "who may reach it"):
+        assert defaults[key.strip("`")].endswith(f":{port.removesuffix(' + N')}")
+
+
+def test_the_exit_codes_are_those_of_the_command() -> None:
+    codes = [int(row[0]) for row in table("code", "meaning")]
+    assert codes == [cli.CLEAN, cli.FAILED, cli.USAGE, cli.TAKEN, cli.HUB]
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    sections = "|".join(sorted({flag.section for flag in FLAGS}))
+    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)`", DOCUMENT))
+    assert named <= {flag.key for flag in FLAGS}
+
+
+# -- what a shard answers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.live
+def test_the_metrics_and_paths_are_those_of_a_real_shard(stack: ExitStack) -> None:
+    path = stack.enter_context(home())
+    node = Node("--shard", "auto", "--hub", "memory:", "--ops", "127.0.0.1:0", home=path)
+    stack.callback(node.close)
+    node.wait_ready(1)
+    found = re.search(r" ops=(\S+)", node.ready[0][1])
+    assert found
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    answers = {}
+    for name in keys(table("path of the ops port", "answer")):
+        with opener.open(f"http://{found[1]}{name}", timeout=10) as answer:
+            answers[name] = answer.read().decode()
+    text = answers["/metrics"]
+    types = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
+    labels: dict[str, set[str]] = {name: set() for name, _ in types}
+    for name, given in re.findall(r"^(\w+)\{(.*)\} ", text, re.MULTILINE):
+        labels[name] |= set(re.findall(r'(\w+)="', given))
+    exported = {(name + "".join(f"{{{label}}}" for label in labels[name]), kind) for name, kind in types}
+    rows = table("metric", "type", "meaning")
+    written = {(row[0].strip("`"), row[1]) for row in rows}
+    assert len(written) == len(rows)
+    if not any(name.startswith("process_") for name, _ in exported):
+        written = {(name, kind) for name, kind in written if not name.startswith("process_")}
+    assert written == exported
+    limits = set(re.findall(r'^spread_limit\{setting="(\S+)"\}', text, re.MULTILINE))
+    assert limits <= set(keys(table("setting", "default", "bounds", "what happens there")))
+
+
+# -- the ACL rule ------------------------------------------------------------------------------------------
+
+
+def acl_rule() -> list[str]:
+    [line] = [line for line in DOCUMENT.splitlines() if line.startswith("ACL SETUSER")]
+    return line.replace("PASSWORD", "s3cret").split()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("database", [False, True], ids=["plain", "with a database"])
+def test_the_acl_rule_allows_all_that_shards_do_and_nothing_they_do_not(
+    stack: ExitStack, database: bool
+) -> None:
+    server = stack.enter_context(Valkey())
+    rule = [*acl_rule(), *(["+select"] if database else [])]
+    assert server.command(*rule) == b"OK"
+    server.command("CONFIG", "RESETSTAT")
+    path = stack.enter_context(home())
+    hub = f"redis://spread:s3cret@127.0.0.1:{server.port}{'/3' if database else ''}"
+    quick = ("--hub", hub, "--hub-linger-seconds", "0.1", "--hub-probe-seconds", "0.1")
+    nodes, crowds = [], []
+    for _ in range(2):
+        node = Node("--shard", "auto", *quick, home=path)
+        stack.callback(node.close)
+        crowd = Crowd(node.wait_ready(1), 1)
+        stack.callback(crowd.close)
+        crowd.greeted()
+        crowd.clients[0].say(b"/join room\n")
+        nodes.append(node)
+        crowds.append(crowd)
+    speaker, listener = crowds
+
+    def heard(message: bytes) -> bool:
+        listener.pump()
+        if message in listener.clients[0].received:
+            return True
+        speaker.clients[0].say(message)
+        return False
+
+    until(lambda: heard(b"before\n"), 20, "a message")
+    # An outage, after which the shards look for each other.
+    server.command("CLIENT", "KILL", "USER", "spread")
+    until(lambda: heard(b"after\n"), 20, "a message after the outage")
+    granted = [word.removeprefix("+") for word in rule if word.startswith("+")]
+    at_the_end = {"del", "hdel"}
+    until(
+        lambda: all(server.calls(command) for command in granted if command not in at_the_end),
+        20,
+        "every command that is allowed to be used",
+    )
+    for crowd in crowds:
+        crowd.close()
+    assert [node.stop() for node in nodes] == [0, 0]
+    assert all(server.calls(command) for command in granted)
+    assert server.command("ACL", "LOG") == [], "something was refused"
+    assert "refused" not in nodes[0].stderr()
+
+
+def started(stack: ExitStack, *hub: str) -> Node:
+    node = Node("--shard", "auto", *hub, home=stack.enter_context(home()))
+    stack.callback(node.close)
+    return node
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("missing", ["+subscribe", "~spread:*", "&spread:*"])
+def test_with_less_than_the_rule_a_shard_says_that_it_is_refused(stack: ExitStack, missing: str) -> None:
+    server = stack.enter_context(Valkey())
+    server.command(*[word for word in acl_rule() if word != missing])
+    node = started(stack, "--hub", f"redis://spread:s3cret@127.0.0.1:{server.port}")
+    assert node.process.wait(20) == cli.HUB
+    assert "refused: " in node.stderr()
+
+
+@pytest.mark.live
+def test_without_what_is_said_to_be_of_convenience_messages_are_heard_also_after_an_outage(
+    stack: ExitStack,
+) -> None:
+    server = stack.enter_context(Valkey())
+    rule = [word for word in acl_rule() if word not in ("+client|setname", "+pubsub|numsub")]
+    assert len(rule) == len(acl_rule()) - 2
+    server.command(*rule)
+    node = started(stack, "--hub", f"redis://spread:s3cret@127.0.0.1:{server.port}")
+    crowd = Crowd(node.wait_ready(1), 2)
+    stack.callback(crowd.close)
+    crowd.greeted()
+    server.command("CLIENT", "KILL", "USER", "spread")
+    speaker, listener = crowd.clients
+
+    def heard() -> bool:
+        crowd.pump()
+        speaker.say(b"hello\n")
+        return b"hello" in listener.received
+
+    until(heard, 20, "a message after the outage")
+
+
+@pytest.mark.live
+def test_sentinel_needs_the_role_as_well(stack: ExitStack) -> None:
+    server = stack.enter_context(Valkey())
+    sentinel = stack.enter_context(Sentinel(server, "spread-hub"))
+    server.command(*acl_rule())
+    hub = f"redis+sentinel://spread:s3cret@127.0.0.1:{sentinel.port}/spread-hub"
+    refused = started(stack, "--hub", hub)
+    assert refused.process.wait(20) == cli.HUB
+    assert "role" in refused.stderr()
+    server.command("ACL", "SETUSER", "spread", "+role")
+    allowed = started(stack, "--hub", hub)
+    allowed.wait_ready(1)
+    assert allowed.stop() == 0
+
+
+# -- what is said in passing -------------------------------------------------------------------------------
+
+
+def test_what_the_text_says_of_stopping_is_so() -> None:
+    assert "takes 2 s longer than that is killed" in " ".join(DOCUMENT.split())
+    assert KILL_AFTER_SECONDS == 2
+    assert NodeSettings().stop_seconds == 10
