@@ -185,6 +185,7 @@ class Issuer(Resource):
         self.agents: set[str] = set()
         self.is_silent = False
         self.trickles = False
+        self.trickle_bytes = 10
         self.redirects: dict[str, str] = {}
         self.held: list[Any] = []
 
@@ -201,7 +202,7 @@ class Issuer(Resource):
         if self.is_silent or self.trickles:
             self.held.append(request)
             if self.trickles:
-                request.write(self.body[:10])
+                request.write(self.body[: self.trickle_bytes])
             return NOT_DONE_YET
         request.setResponseCode(self.code)
         return self.body
@@ -438,6 +439,13 @@ class UrlTests(TestCase):
             (request,) = self.issuer.held
             await self.until(partial(getattr, request, "_disconnected"))
             self.issuer.held.clear()
+
+    async def test_a_body_without_an_end_is_not_read_to_it(self) -> None:
+        self.issuer.trickles = True
+        self.issuer.body = b" " * 1_000_000
+        self.issuer.trickle_bytes = MAX_SET_BYTES + 1
+        assert await self.refused(self.source()) == f"it is larger than {MAX_SET_BYTES} bytes"
+        await self.until(lambda: self.issuer.held[0]._disconnected)
 
     async def test_redirects_within_the_host(self) -> None:
         self.issuer.redirects = {
