@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -494,9 +495,9 @@ class UrlTests(TestCase):
         assert len(self.issuer.requests) == 2
 
     async def test_https_with_a_certificate_that_is_trusted(self) -> None:
-        directory = Path(cast(Any, self).mktemp())
-        directory.mkdir(parents=True)
-        authority = Authority(directory)
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        authority = Authority(Path(directory.name))
         issued = authority.issue("localhost")
         context = ssl.DefaultOpenSSLContextFactory(issued.key, issued.cert)
         port = self.served(self.issuer, context)
