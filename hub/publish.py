@@ -17,6 +17,11 @@ Every publication is in exactly one of three states:
 Order: publications leave in the order they were made, also across a reconnect. Only a publication
 that was answered "later" may be overtaken, by those that were on the connection together with it.
 
+One case breaks the third promise of ``hub.api``: a publication is answered "later", one behind it on the same
+connection is taken, and the connection breaks before either answer has come. The first is then sent again
+under its old sequence, and receivers take it for a double. Redis says "later" when it starts or has been
+demoted, so this needs it to change its mind within one pipeline and to vanish before its answers arrive.
+
 Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes``; one more is refused
 with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.
 """

@@ -12,7 +12,6 @@ __all__ = [
     "HUB_AWAY",
     "NOT_DELIVERED",
     "SHARD_FULL",
-    "SLOW",
     "TOO_FAST",
     "TOO_LONG",
 ]
@@ -25,4 +24,3 @@ TOO_FAST = "too many messages ({limit:g} a second are allowed); this one was not
 NOT_DELIVERED = "the message was not sent: the server cannot reach its hub just now"
 BAD_CHANNEL = "a channel name has 1 to 255 bytes of UTF-8 without spaces or control characters"
 CHANNEL_REFUSED = "channel {channel} is not allowed"
-SLOW = "slow: more than {limit} bytes were waiting"

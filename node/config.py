@@ -405,8 +405,8 @@ def _check_text(settings: Settings, origins: Mapping[str, str]) -> None:
         # One message would do what the limit is for: close everybody who is sent it.
         raise ConfigError(
             origins["node.outbox_max_bytes"],
-            f"{outbox} bytes hold no two messages of text.message_max_bytes, {message}; give it {2 * message} "
-            "or more, or make messages smaller",
+            f"{outbox} bytes hold no two messages of text.message_max_bytes, {message}; "
+            f"give it {2 * message} or more, or make messages smaller",
         )
     _check_template("text.greeting", settings.text.greeting, "number", origins)
     _check_template("text.goodbye", settings.text.goodbye, "shard", origins)

@@ -120,13 +120,13 @@ def test_ten_thousand_silent_connections(node: Node) -> None:
 
 def test_connections_that_come_and_go_leave_nothing_behind(node: Node) -> None:
     port = node.wait_ready(1)
-    for _ in range(2_000):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            connection.sendall(b"/join room\nhi")
-    check_serves(port)
-    before = resident_bytes(node.pid)
-    for _ in range(4_000):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-            connection.sendall(b"/join room\nhi")
-    check_serves(port)
-    assert resident_bytes(node.pid) - before < 5_000_000
+    grown = []
+    for _ in range(5):
+        before = resident_bytes(node.pid)
+        for _ in range(2_000):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+                connection.sendall(b"/join room\nhi")
+        check_serves(port)
+        grown.append(resident_bytes(node.pid) - before)
+    # Memory of a process goes up and down for many reasons; what leaks goes up every time.
+    assert min(grown) < 500_000, grown
