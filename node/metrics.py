@@ -29,6 +29,7 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     refused_full: int = 0
     refused_address: int = 0
     refused_hub: int = 0
+    refused_http: int = 0
     slow_clients: int = 0
     too_long: int = 0
     rate_limited: int = 0
@@ -54,7 +55,12 @@ _SHARD_COUNTERS = {
     "held_publishers": "Times a client was not read for a moment because its channel was pressed.",
     "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
 }
-_REFUSED = {"full": "refused_full", "address": "refused_address", "hub": "refused_hub"}
+_REFUSED = {
+    "full": "refused_full",
+    "address": "refused_address",
+    "hub": "refused_hub",
+    "http": "refused_http",
+}
 _SHARD_GAUGES = {
     "clients": "Clients connected now.",
     "inbox_bytes": "Bytes of publications received and not yet fanned out.",

@@ -59,6 +59,14 @@ class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_clients_per_address: Annotated[
         int, Meta(ge=0, description="Clients of one shard from one IP address. 0: no limit.")
     ] = 0
+    max_http_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections to the HTTP port of one shard; one more is closed at once.",
+        ),
+    ] = 512
     outbox_max_bytes: Annotated[
         int,
         Meta(

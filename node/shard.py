@@ -35,7 +35,7 @@ from spread.node.ops import ops_site
 from spread.node.pressure import Pressure
 from spread.node.session import Surroundings
 from spread.node.settings import Settings
-from spread.node.site import http_site
+from spread.node.site import BoundedFactory, http_site
 
 __all__ = ["RESERVED_FILES", "Shard", "ShardState"]
 
@@ -116,7 +116,7 @@ class Shard:
             slice_seconds=node.fanout_seconds,
             inbox_max_bytes=node.inbox_max_bytes,
         )
-        most = max(1, file_limit - RESERVED_FILES)
+        most = max(1, file_limit - RESERVED_FILES - node.max_http_connections)
         self._admission = Admission(
             min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
         )
@@ -162,7 +162,10 @@ class Shard:
             self._ops_port = start_listening(
                 self._reactor, sock, ops_site(self._reactor, self._metrics, self.reasons_not_ready)
             )
-        factories = {"text": self._text, "http": http_site(self._reactor)}
+        http = BoundedFactory(
+            http_site(self._reactor), self._settings.node.max_http_connections, self._http_refused
+        )
+        factories = {"text": self._text, "http": http}
         for service, sock in self._sockets.items():
             self._ports[service] = start_listening(self._reactor, sock, factories[service])
         self._sockets.clear()
@@ -172,6 +175,9 @@ class Shard:
             self._addresses[service] = (
                 "off" if port is None else str(Address(port.getHost().host, port.getHost().port))
             )
+
+    def _http_refused(self) -> None:
+        self.counters.refused_http += 1
 
     def _ready_line(self) -> str:
         parts = " ".join(f"{service}={address}" for service, address in self._addresses.items())
@@ -296,6 +302,7 @@ def _limits(settings: Settings, admission: Admission) -> dict[str, float]:
     return {
         "node.max_clients": admission.max_clients,
         "node.max_clients_per_address": admission.max_per_address,
+        "node.max_http_connections": node.max_http_connections,
         "node.outbox_max_bytes": node.outbox_max_bytes,
         "node.inbox_max_bytes": node.inbox_max_bytes,
         "hub.journal_max_bytes": hub.journal_max_bytes,

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
+from twisted.protocols.policies import WrappingFactory
 from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from spread.hub.reactor import Clock
 
-__all__ = ["answering", "http_site", "quiet_site"]
+__all__ = ["BoundedFactory", "answering", "http_site", "quiet_site"]
 
 IDLE_SECONDS = 60
 """An HTTP connection without a request is closed after this time."""
@@ -94,3 +95,24 @@ def quiet_site(reactor: Clock, children: dict[str, Resource]) -> Site:
 def http_site(reactor: Clock) -> Site:
     """What the public HTTP port serves."""
     return quiet_site(reactor, {"health": answering(lambda: (200, "application/json", b"{}"))})
+
+
+class BoundedFactory(WrappingFactory):
+    """At most so many connections at a time; one more is closed at once, and told to ``refused``.
+
+    An HTTP connection that says nothing lives for ``IDLE_SECONDS``: without a bound, whoever opens enough of
+    them takes all the files that this process may open.
+    """
+
+    noisy = False
+
+    def __init__(self, wrapped: Any, max_connections: int, refused: Callable[[], None]) -> None:
+        super().__init__(wrapped)  # type: ignore[no-untyped-call]
+        self._max_connections = max_connections
+        self._refused = refused
+
+    def buildProtocol(self, addr: Any) -> Any:
+        if len(self.protocols) >= self._max_connections:
+            self._refused()
+            return None
+        return super().buildProtocol(addr)

@@ -74,7 +74,7 @@ def test_numbers_are_read_when_they_are_asked_for() -> None:
 def test_refusals_have_a_reason() -> None:
     samples = exported(ShardMetrics(ShardCounters(refused_full=1, refused_hub=2), HubCounters()))
     refused = {sample.labels["reason"]: sample.value for sample in samples["spread_refused"].samples}
-    assert refused == {"full": 1, "address": 0, "hub": 2}
+    assert refused == {"full": 1, "address": 0, "hub": 2, "http": 0}
 
 
 def test_limits() -> None:

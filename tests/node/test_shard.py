@@ -117,7 +117,8 @@ class Starting(ShardCase):
     async def test_files_bound_the_clients(self) -> None:
         cases = [(0, 100, 36), (10, 100, 10), (99, 100, 36), (0, 10, 1)]
         for max_clients, files, expected in cases:
-            running = self.shard(node={"max_clients": max_clients}, file_limit=files)
+            node = {"max_clients": max_clients, "max_http_connections": 7}
+            running = self.shard(node=node, file_limit=files + 7)
             self.assertEqual(running.shard._admission.max_clients, expected)
         self.assertEqual(RESERVED_FILES, 64)
 

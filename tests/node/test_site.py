@@ -6,11 +6,12 @@ import json
 from io import BytesIO
 
 from twisted.internet.address import IPv4Address
+from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 from twisted.logger import LogEvent, globalLogPublisher
 
-from spread.node.site import IDLE_SECONDS, answering, http_site, quiet_site
+from spread.node.site import IDLE_SECONDS, BoundedFactory, answering, http_site, quiet_site
 from tests.fakes import HttpAnswer, asked
 
 
@@ -100,3 +101,24 @@ def test_a_connection_without_a_request_is_closed_after_a_while() -> None:
     assert not transport.disconnecting
     clock.advance(2)
     assert transport.disconnecting
+
+
+def test_connections_are_bounded_and_counted() -> None:
+    refused: list[None] = []
+    factory = BoundedFactory(ServerFactory.forProtocol(Protocol), 2, lambda: refused.append(None))
+
+    def connect() -> StringTransportWithDisconnection | None:
+        protocol = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        if protocol is None:
+            return None
+        transport = StringTransportWithDisconnection()
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        return transport
+
+    first, second = connect(), connect()
+    assert first is not None and second is not None
+    assert connect() is None and len(refused) == 1
+    first.loseConnection()
+    assert connect() is not None and len(refused) == 1
+    assert connect() is None and len(refused) == 2
