@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 READY = re.compile(r"ready shard=(\d+) text=(\S+) http=(\S+) ops=(\S+) hub=(\S+)")
@@ -216,3 +216,18 @@ class Crowd:
         self._selector.close()
         for client in self.clients:
             client.socket.close()
+
+
+def started(stack: ExitStack, *arguments: str, home: Path, text: str = "127.0.0.1:0") -> Node:
+    """A node that is gone when the stack ends."""
+    node = Node(*arguments, home=home, text=text)
+    stack.callback(node.close)
+    return node
+
+
+def crowd_of(stack: ExitStack, port: int, count: int) -> Crowd:
+    """Greeted clients that are gone when the stack ends."""
+    crowd = Crowd(port, count)
+    stack.callback(crowd.close)
+    crowd.greeted()
+    return crowd

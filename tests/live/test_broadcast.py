@@ -5,34 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from tests.live.processes import Crowd, Node, home, reserved_port, resident_bytes
+from tests.live.processes import Crowd, crowd_of, home, reserved_port, resident_bytes, started
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def started(stack: ExitStack, *arguments: str, home: Path, text: str = "127.0.0.1:0") -> Node:
-    node = Node(*arguments, home=home, text=text)
-    stack.callback(node.close)
-    return node
-
-
-def crowd_of(stack: ExitStack, port: int, count: int) -> Crowd:
-    crowd = Crowd(port, count)
-    stack.callback(crowd.close)
-    crowd.greeted()
-    return crowd
 
 
 def check_broadcast(crowd: Crowd, messages_each: int) -> None:

@@ -6,34 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
 
 from tests.hub.servers import Valkey
-from tests.live.processes import Client, Crowd, Node, home, reserved_port, until
+from tests.live.processes import Client, Crowd, crowd_of, home, reserved_port, started, until
 
 pytestmark = pytest.mark.live
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def started(stack: ExitStack, *arguments: str, **options: object) -> Node:
-    node = Node(*arguments, **options)  # type: ignore[arg-type]
-    stack.callback(node.close)
-    return node
-
-
-def crowd_of(stack: ExitStack, port: int, count: int) -> Crowd:
-    crowd = Crowd(port, count)
-    stack.callback(crowd.close)
-    crowd.greeted()
-    return crowd
 
 
 def check_all_hear(crowd: Crowd, message: bytes, seconds: float = 10) -> None:
