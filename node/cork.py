@@ -12,7 +12,7 @@ from typing import Protocol
 
 from spread.hub.reactor import Clock, Timer
 
-__all__ = ["Cork", "Flushable"]
+__all__ = ["Cork", "Flushable", "Patient"]
 
 FLUSHES_PER_LOOK = 64
 """Sockets flushed between two looks at the clock: 64 sends are 0.1–0.3 ms."""
@@ -23,6 +23,13 @@ class Flushable(Protocol):
 
     def flush(self) -> None:
         """Send what is waiting."""
+
+
+class Patient(Protocol):
+    """An outbox that is behind, as the fan-out sees it."""
+
+    def waited_for(self) -> None:
+        """The fan-out rests once for its sake."""
 
 
 class Cork:
@@ -40,6 +47,8 @@ class Cork:
         self._turn: Timer | None = None
         self.is_pressed = False
         """Set by an outbox that is over half of its limit; taken back by who reads it."""
+        self.behind: list[Patient] = []
+        """Of these outboxes, the ones worth waiting for a moment; emptied by who reads it."""
 
     def mark(self, outbox: Flushable) -> None:
         """Flush this outbox soon. The outbox sees to it that it is marked once."""

@@ -28,6 +28,10 @@ PUBLICATION_BYTES = 220
 """What a waiting publication costs besides its data: its objects. Without it, an inbox bounded to 4 MiB
 could hold a million tiny ones."""
 
+REST_SECONDS = 0.005
+REST_EVERY_BYTES = 65536
+"""Between two rests at least so many bytes of publications are delivered: 13 MB/s, whoever is behind."""
+
 PUBLICATIONS_PER_LOOK = 8
 """Publications delivered between two looks at the clock."""
 
@@ -71,6 +75,8 @@ class Fanout:
         self._next: Timer | None = None
         self._is_paused = False
         self._is_stopped = False
+        self._is_resting = False
+        self._bytes_since_rest = REST_EVERY_BYTES
 
     @property
     def is_idle(self) -> bool:
@@ -124,8 +130,9 @@ class Fanout:
         if self._is_paused and self._counters.inbox_bytes * 2 < self._inbox_max_bytes:
             self._is_paused = False
             self._hub.resume()
-        if not self.is_idle and self._next is None:
-            self._next = self._clock.callLater(0, self._slice)
+        if self._next is None and (self._is_resting or not self.is_idle):
+            self._next = self._clock.callLater(REST_SECONDS if self._is_resting else 0, self._slice)
+        self._is_resting = False
 
     def _deliver(self, deadline: float) -> None:
         if self._begun is not None and not self._go_on(*self._begun, deadline):
@@ -142,9 +149,12 @@ class Fanout:
             counters.spread += 1
             publisher = publication.session if publication.shard == self._incarnation else 0
             counters.deliveries += len(channel.members) - (publisher in channel.members)
+            self._bytes_since_rest += len(publication.data)
             begun = channel.fan_out(publication, publisher)
             if self._cork.is_pressed:
                 self._felt(name)
+                if self._is_resting and begun is None:
+                    return
             if begun is not None:
                 if not self._go_on(name, begun, deadline):
                     return
@@ -158,7 +168,7 @@ class Fanout:
         for _ in begun:
             if self._cork.is_pressed:
                 self._felt(name)
-            if self._now() > deadline:
+            if self._is_resting or self._now() > deadline:
                 self._begun = (name, begun)
                 return False
         self._begun = None
@@ -168,3 +178,12 @@ class Fanout:
         """An outbox ran over half of its limit while this channel was served."""
         self._cork.is_pressed = False
         self._pressure.felt(channel)
+        behind, self._cork.behind = self._cork.behind, []
+        if behind and self._bytes_since_rest >= REST_EVERY_BYTES:
+            # What is on its way when the publishers are slowed down can be megabytes. A receiver that does
+            # read takes in as much during a rest; one that does not is waited for 40 times in all.
+            self._is_resting = True
+            self._bytes_since_rest = 0
+            self._counters.rests += 1
+            for outbox in behind:
+                outbox.waited_for()

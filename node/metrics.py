@@ -38,6 +38,7 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     inbox_bytes: int = 0
     inbox_pauses: int = 0
     pressed: int = 0
+    rests: int = 0
     held_publishers: int = 0
 
 
@@ -52,6 +53,7 @@ _SHARD_COUNTERS = {
     "publish_errors": "Messages that the hub did not take.",
     "reading_pauses": "Times a client was not read because max_unacknowledged messages were on their way.",
     "pressed": "Times a channel was pressed because a member here was over half of outbox_max_bytes.",
+    "rests": "Times the fan-out rested for 5 ms because a member here was over half of outbox_max_bytes.",
     "held_publishers": "Times a client was not read for a moment because its channel was pressed.",
     "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
 }

@@ -29,6 +29,9 @@ __all__ = ["Outbox"]
 CHUNK_BYTES = 128 * 1024
 """What is handed to the kernel or to Twisted at once; Twisted's own limit for one send."""
 
+PATIENCE_RESTS = 40
+"""How often the fan-out rests for a client that is over half of its limit and takes nothing (5 ms each)."""
+
 
 @implementer(IPullProducer)
 class Outbox:
@@ -49,6 +52,7 @@ class Outbox:
         "_limit_bytes",
         "_mark_bytes",
         "_overflowed",
+        "_patience",
         "_send",
         "_transport",
     )
@@ -60,6 +64,7 @@ class Outbox:
         self._limit_bytes = limit_bytes
         self._mark_bytes = limit_bytes // 2
         self._overflowed = overflowed
+        self._patience = PATIENCE_RESTS
         self._frames: list[bytes | memoryview] = []
         self._bytes = 0
         # Of them in Twisted's buffer, while blocked.
@@ -116,6 +121,10 @@ class Outbox:
         self.flush()
         self._check_finished()
 
+    def waited_for(self) -> None:
+        """See ``cork.Patient``."""
+        self._patience = max(0, self._patience - 1)
+
     def abandon(self) -> None:
         """The connection is gone: forget what waits. Idempotent."""
         self._drop()
@@ -127,6 +136,7 @@ class Outbox:
         if not self._is_blocked:
             return  # the call that comes with registerProducer
         self._is_blocked = False
+        self._patience = PATIENCE_RESTS
         self._transport.unregisterProducer()
         self._bytes -= self._handed_bytes
         self.flush()
@@ -166,6 +176,8 @@ class Outbox:
         self.flush()  # a burst within one turn is no slowness: let the kernel take what it can first
         if self._bytes > self._mark_bytes:
             self._cork.is_pressed = True
+            if self._patience:
+                self._cork.behind.append(self)
         if self._bytes > self._limit_bytes:
             self._drop()
             self._overflowed()

@@ -8,6 +8,8 @@ So when an outbox is over half of its limit, its channel is *pressed*: here at o
 shards that have members by a word over the hub. While a channel is pressed, a session that has said
 something in it is not read again until ``HOLD_SECONDS`` have passed; TCP tells its client to wait.
 
+What is on its way already is dealt with by rests of the fan-out, see there.
+
 This is a slowing down, never a stop: each publisher still gets one read (64 KiB at most) through in each
 period. So a receiver that cannot take even that is over its limit soon and is closed, and the worst it
 can do to a channel is to slow its publishers to some 1.6 MB/s each for that time.

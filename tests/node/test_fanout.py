@@ -10,7 +10,13 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.node import channel as channel_module
 from spread.node.channel import Channels
 from spread.node.cork import Cork
-from spread.node.fanout import PUBLICATION_BYTES, PUBLICATIONS_PER_LOOK, Fanout
+from spread.node.fanout import (
+    PUBLICATION_BYTES,
+    PUBLICATIONS_PER_LOOK,
+    REST_EVERY_BYTES,
+    REST_SECONDS,
+    Fanout,
+)
 from spread.node.metrics import ShardCounters
 from spread.node.pressure import Pressure
 from tests.fakes import FakeMember, TurnClock
@@ -321,3 +327,32 @@ def test_nothing_is_delivered_after_a_stop() -> None:
     assert stage.turns() <= 1  # the cork's
     assert stage.heard == [b"x" * PUBLICATIONS_PER_LOOK] * 2
     assert stage.counters.inbox_bytes == 0
+
+
+def test_the_fan_out_rests_for_a_member_that_is_behind() -> None:
+    stage = Stage(2)
+    stage.members[-1].transport.room = 0
+    stage.read(b"x" * 600_000, b"a\n", b"b\n")
+    assert stage.counters.rests == 1
+    assert stage.heard[0] == b"x" * 600_000
+    stage.read(b"c\n")
+    stage.clock.advance(REST_SECONDS / 2)
+    assert stage.heard[0] == b"x" * 600_000, "what comes during a rest waits with the others"
+    stage.clock.advance(REST_SECONDS)
+    assert stage.heard[0] == b"x" * 600_000 + b"a\nb\nc\n"
+    assert stage.counters.rests == 1, "not again before so many bytes were delivered"
+    stage.read(b"y" * REST_EVERY_BYTES, b"d\n")
+    assert stage.counters.rests == 2
+    stage.clock.advance(REST_SECONDS)
+    assert stage.heard[0].endswith(b"yd\n")
+
+
+def test_the_fan_out_rests_within_a_large_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "MEMBERS_PER_STEP", 2)
+    stage = Stage(5)
+    stage.members[0].transport.room = 0
+    stage.read(b"x" * 600_000)
+    assert stage.counters.rests == 1
+    assert [len(heard) for heard in stage.heard[1:]] == [600_000, 0, 0, 0]
+    stage.clock.advance(REST_SECONDS)
+    assert [len(heard) for heard in stage.heard[1:]] == [600_000] * 4

@@ -21,7 +21,7 @@ from twisted.trial.unittest import TestCase
 
 from spread.node.cork import Cork
 from spread.node.listen import bind, start_listening, stop_listening
-from spread.node.outbox import CHUNK_BYTES, Outbox
+from spread.node.outbox import CHUNK_BYTES, PATIENCE_RESTS, Outbox
 from tests.fakes import FakeTransport
 
 reactor = cast(Any, global_reactor)
@@ -440,3 +440,17 @@ class OnRealSockets(TestCase):
         self.outbox.write(b"to nobody")
         self.outbox.flush()
         self.assertEqual((self.outbox.waiting_bytes, self.events), (0, []))
+
+
+def test_who_takes_nothing_is_not_waited_for_for_ever() -> None:
+    desk = Desk(room=0, limit_bytes=100)
+    desk.outbox.write(b"x" * 60)
+    assert desk.cork.behind == [desk.outbox]
+    for _ in range(PATIENCE_RESTS):
+        desk.outbox.waited_for()
+    desk.cork.behind.clear()
+    desk.outbox.write(b"x")
+    assert desk.cork.is_pressed and desk.cork.behind == []
+    desk.transport.drain(room=61)
+    desk.outbox.write(b"x" * 60)
+    assert desk.cork.behind == [desk.outbox]
