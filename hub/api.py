@@ -11,9 +11,12 @@ Promises, whichever implementation is used:
 4.  *Only interested shards hear* a channel: from its first subscriber here until some seconds after
     the last.
 5.  *One number, one process.* A shard number is leased to one live process at a time.
+6.  *A channel that keeps history is gapless.* Its publications have offsets 1, 2, 3 … within an epoch; a
+    receiver gets offset n+1 only after n, or is told ``Broken`` when what lies between cannot be had.
 
 What is not promised: plain channels are at most once. While the link of a receiving shard is down it
-misses what is published; the window is told to ``Receiver.missed``, never passed over in silence.
+misses what is published; the window is told to ``Receiver.missed``, never passed over in silence. Joins,
+leaves and presence are at most once too; presence mends itself when it is refreshed.
 
 Nothing here imports an implementation, Redis or a reactor.
 """
@@ -30,15 +33,26 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
 __all__ = [
+    "PLAIN",
+    "Broken",
+    "ClientInfo",
+    "Event",
     "Format",
+    "History",
     "Hub",
     "HubCounters",
     "Incumbent",
+    "Joined",
+    "Left",
     "Load",
+    "Position",
+    "PresenceStats",
     "Publication",
+    "PublishOptions",
     "Receiver",
     "ShardIdentity",
     "ShardInfo",
+    "Stream",
 ]
 
 
@@ -51,6 +65,39 @@ class Format(IntEnum):
     """One JSON value, UTF-8."""
     BINARY = 3
     """Bytes without meaning to Spread."""
+
+
+class ClientInfo(msgspec.Struct, frozen=True, gc=False):
+    """Who published, joined, left, or is present."""
+
+    user: str
+    """"" for an anonymous user."""
+    client: str
+    """The id of the connection."""
+    conn_info: bytes = b""
+    """What the connection's token says of the client, as opaque bytes; usually JSON."""
+    chan_info: bytes = b""
+    """The same of the subscription's token."""
+
+
+class Position(msgspec.Struct, frozen=True, gc=False):
+    """A place in the stream of a channel that keeps history."""
+
+    epoch: str
+    """Random text of 8 letters, drawn when the stream comes into being; another epoch is another stream."""
+    offset: int
+    """That of the newest publication before this place; 0 before the first."""
+
+
+class History(msgspec.Struct, frozen=True, gc=False):
+    """What a channel keeps. The same for all publications of a channel, or the last one's is in force."""
+
+    size: int
+    """Publications."""
+    ttl_seconds: int
+    """All are forgotten when none was published for so long."""
+    meta_ttl_seconds: int
+    """Epoch and top offset are kept for so long after the last use. Longer than ``ttl_seconds``."""
 
 
 class Publication(msgspec.Struct, frozen=True, gc=False):
@@ -66,18 +113,88 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     shard: bytes
     """The incarnation (8 bytes) of the shard that published."""
     session: int
-    """The number of the publishing session on that shard; 0 when no session published it."""
+    """The number of the publishing session on that shard, which does not get it back; 0: everybody does."""
+    offset: int = 0
+    """1, 2, 3 … in a channel that keeps history; 0 elsewhere."""
+    epoch: str = ""
+    """Of the offset; "" without one."""
+    info: ClientInfo | None = None
+    """Set when a client of the Centrifuge protocol published."""
+    tags: dict[str, str] | None = None
+    delta: bool = False
+    """Subscribers may be sent the difference to the publication before."""
+
+
+class Joined(msgspec.Struct, frozen=True, gc=False):
+    """Someone came into a channel."""
+
+    info: ClientInfo
+
+
+class Left(msgspec.Struct, frozen=True, gc=False):
+    """Someone left a channel."""
+
+    info: ClientInfo
+
+
+class Broken(msgspec.Struct, frozen=True, gc=False):
+    """Publications of a channel are missing here and cannot be had: who follows positions must recover.
+
+    What comes after it continues from ``position``.
+    """
+
+    position: Position
+
+
+Event = Publication | Joined | Left | Broken
+"""What a receiver gets of a channel, in one order."""
+
+
+class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a publication carries besides its data, and how it is kept."""
+
+    history: History | None = None
+    """``None``: it is not kept, and has no offset."""
+    info: ClientInfo | None = None
+    tags: dict[str, str] | None = None
+    delta: bool = False
+    idempotency_key: str = ""
+    """A second publication of the channel with the same key within 300 s is not made; it gets the position
+    of the first."""
+    version: int = 0
+    """Not 0, with ``history``: dropped unless it is above the version of the last one of this
+    ``version_epoch``; its position is then that of the top."""
+    version_epoch: str = ""
+
+
+PLAIN = PublishOptions()
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """What a channel's history holds, as asked for."""
+
+    position: Position
+    """Of the newest publication, whatever was asked for."""
+    publications: list[Publication]
+
+
+class PresenceStats(msgspec.Struct, frozen=True, gc=False):
+    """How many are in a channel."""
+
+    num_clients: int
+    num_users: int
+    """Different user ids; all anonymous ones are one."""
 
 
 class Receiver(Protocol):
     """What a shard gives its hub: where publications go. Called on the reactor's thread."""
 
-    def received(self, channel: str, publication: Publication) -> None:
-        """A publication of a subscribed channel, in hub order. Must only queue it."""
+    def received(self, channel: str, event: Event) -> None:
+        """Something happened in a subscribed channel, in hub order. Must only queue it."""
         ...
 
     def read_done(self) -> None:
-        """All publications of one read from the hub have been handed over."""
+        """All events of one read from the hub have been handed over."""
         ...
 
     def pressed(self, channel: str) -> None:
@@ -88,6 +205,13 @@ class Receiver(Protocol):
         """The link is live again after having been away: plain channels may have lost publications.
 
         :param seconds: since the lost connection was last heard.
+        """
+        ...
+
+    def asked(self, question: bytes) -> Deferred[bytes]:
+        """A question of some shard, perhaps this one; see ``Hub.ask``. Questions of one shard come in order.
+
+        A failure is logged by the hub and answered as b"".
         """
         ...
 
@@ -112,8 +236,13 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     clients: int
     channels: int
     addresses: dict[str, str]
-    """Service name (``text``, ``http``, ``ops``) to ``host:port``."""
+    """Service name (``text``, ``http``, ``json``, ``ops``) to ``host:port``."""
     ready: bool
+    users: int = 0
+    """Different user ids among the clients."""
+    subscriptions: int = 0
+    """Of all clients together."""
+    uptime_seconds: int = 0
 
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +263,7 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubCounters(msgspec.Struct, kw_only=True):
-    """What a hub counts for the metrics; plain numbers that only grow, but for the last three."""
+    """What a hub counts for the metrics; plain numbers that only grow, but for the last four."""
 
     published: int = 0
     publish_retries: int = 0
@@ -147,7 +276,12 @@ class HubCounters(msgspec.Struct, kw_only=True):
     deaf_links: int = 0
     missed_windows: int = 0
     missed_seconds: float = 0.0
+    repaired: int = 0
+    broken: int = 0
+    questions: int = 0
+    unanswered: int = 0
     subscribed_channels: int = 0
+    followed_channels: int = 0
     journal_publications: int = 0
     journal_bytes: int = 0
 
@@ -219,8 +353,11 @@ class Hub(Protocol):
         """Count one more client of the whole cluster; gives its number, from 1."""
         ...
 
-    def publish(self, channel: str, data: bytes, format: Format, session: int) -> Deferred[None]:
-        """Publish to a channel. Calls are taken in the order they are made.
+    def publish(
+        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
+    ) -> Deferred[Position | None]:
+        """Publish to a channel; gives its position if the channel keeps history. Calls are taken in the
+        order they are made.
 
         :raises MessageTooLarge: above the hub's maximum; nothing was sent.
         :raises JournalFull: the hub is away and too much waits already.
@@ -228,8 +365,12 @@ class Hub(Protocol):
         """
         ...
 
-    def subscribe(self, channel: str) -> Deferred[None]:
-        """Hear a channel. Fires once every later publication will be heard.
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
+        """Hear a channel. Fires once every later event will be heard.
+
+        With ``history`` it gives the position from which on the receiver gets every publication: the next
+        one handed to ``Receiver.received`` is the one after it. (What was handed over before that may still
+        wait in the receiver's own queue.)
 
         Subscribing again before the Deferred of the first call has fired gives one that fires with it.
         While the hub is away it waits, without limit of time: who waits must have a deadline.
@@ -256,4 +397,81 @@ class Hub(Protocol):
 
     def resume(self) -> None:
         """Take publications again."""
+        ...
+
+    # -- history -------------------------------------------------------------------------------------------
+
+    def history(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: Position | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Deferred[Stream]:
+        """What is kept of a channel; the epoch comes into being with the first call.
+
+        :param since: strictly after this offset, or before it with ``reverse``. Its epoch is not compared:
+            the caller does, with that of the answer.
+        :param limit: publications at most; 0: only the position, -1: all.
+        :param reverse: from the newest down.
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def remove_history(self, channel: str) -> Deferred[None]:
+        """Forget what a channel has kept; epoch and offsets go on.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    # -- presence ------------------------------------------------------------------------------------------
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """``info.client`` is in the channel, until ``ttl_seconds`` from now. Again: it still is.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """It is not any more. Idempotent.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
+        """Who is in a channel, on all shards, by client id.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
+        """How many are in a channel, on all shards.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """Tell all subscribers of a channel, at most once, in order with what this shard publishes.
+
+        :raises HubUnavailable: the hub is away; it was not told.
+        """
+        ...
+
+    # -- between shards ------------------------------------------------------------------------------------
+
+    def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
+        """Put a question to all live shards, this one included, and gather their answers; questions of this
+        shard arrive in the order they are asked.
+
+        :param shard: the incarnation of the only one to ask.
+        :raises ShardUnknown: that one does not live.
+        :raises HubUnavailable: the hub is away, or not all have answered within ``ask_seconds``.
+        """
         ...

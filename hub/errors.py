@@ -8,7 +8,8 @@
     ├── HubMisconfigured    the URL, the environment or a file named by it cannot work
     ├── ReplyError          Redis answered one command with an error
     ├── MessageTooLarge     a publication above the hub's own maximum; it never reached Redis
-    └── LeaseTaken          the shard number is held by another live process
+    ├── LeaseTaken          the shard number is held by another live process
+    └── ShardUnknown        no live shard has the incarnation that was asked for
 
 Every error is raised with its facts as attributes; the sentence is made in ``__str__``.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "LinkLost",
     "MessageTooLarge",
     "ReplyError",
+    "ShardUnknown",
 ]
 
 
@@ -135,3 +137,14 @@ class LeaseTaken(HubError):
 
     def __str__(self) -> str:
         return f"shard {self.shard} is already running: process {self.pid} on host {self.host}"
+
+
+class ShardUnknown(HubError):
+    """No live shard has the incarnation that was asked for."""
+
+    def __init__(self, incarnation: str) -> None:
+        super().__init__(incarnation)
+        self.incarnation = incarnation
+
+    def __str__(self) -> str:
+        return f"no live shard is {self.incarnation!r}"

@@ -33,7 +33,7 @@ from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.metrics import ShardCounters, ShardMetrics
 from spread.node.ops import ops_site
 from spread.node.pressure import Pressure
-from spread.node.session import Surroundings
+from spread.node.session.text import Surroundings
 from spread.node.settings import Settings
 from spread.node.site import BoundedFactory, http_site
 

@@ -26,7 +26,7 @@ from spread.node.fanout import Fanout
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
-from spread.node.session import Session, Surroundings
+from spread.node.session.text import Session, Surroundings
 from spread.node.settings import HubSettings, TextSettings
 from spread.node.wire.text import line_of
 

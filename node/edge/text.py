@@ -19,7 +19,7 @@ from spread.node import codes
 from spread.node.cork import Cork
 from spread.node.limits import Admission
 from spread.node.outbox import Outbox
-from spread.node.session import Session, Surroundings
+from spread.node.session.text import Session, Surroundings
 from spread.node.wire.text import Framer, error_line
 
 __all__ = ["TextEdge", "TextFactory"]

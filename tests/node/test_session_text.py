@@ -13,7 +13,7 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.node import codes
 from spread.node.fanout import REST_SECONDS
 from spread.node.pressure import HOLD_SECONDS
-from spread.node.session import COUNT_AGAIN_SECONDS, SessionState, channel_name
+from spread.node.session.text import COUNT_AGAIN_SECONDS, SessionState, channel_name
 from tests.fakes import Ears, FakeClient, Loopback
 
 NOT_DELIVERED = f"error: {codes.NOT_DELIVERED}"

@@ -97,7 +97,7 @@ class SessionState(Enum):
 class Session:
     """One text client. ``number`` is unique on this shard and never 0."""
 
-    log = Logger("spread.node.session")
+    log = Logger("spread.node.session.text")
 
     __slots__ = (
         "_busy",
