@@ -1,0 +1,56 @@
+"""From an event of a channel to the bytes that clients get: once for each encoder, however many receive it.
+
+A client has a *codec*: an encoder, which depends on its protocol, and a framing, which depends on its
+transport. All JSON clients share one encoder, so a publication is encoded once for them and then framed
+once for WebSocket, once for lines, and so on. ``spread.node.channel`` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from spread.hub.api import Joined, Left, Publication
+from spread.node.wire.messages import Command, Reply
+
+__all__ = ["Codec", "Encoder", "Wire"]
+
+
+class Encoder(Protocol):
+    """Encodes the events of channels. Compared by identity: there is one for each way of encoding."""
+
+    def __call__(
+        self, channel: str, event: Publication | Joined | Left, previous: Publication | None
+    ) -> bytes | None:
+        """One encoded message, not framed; ``None``: clients of this encoder get nothing.
+
+        :param previous: the publication before, as the base of a difference; given to delta encoders only.
+        """
+        ...
+
+
+class Wire(Protocol):
+    """A protocol of SDKs: ``spread.node.wire.json`` or ``spread.node.wire.protobuf``."""
+
+    PING: bytes
+
+    def decode(self, frame: bytes, /) -> list[Command]: ...
+    def encode_reply(self, reply: Reply, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codec:
+    """How one kind of client is written to. One object for each kind, compared by identity."""
+
+    name: str
+    """``json/websocket`` and the like."""
+    protocol: str
+    """``text``, ``json`` or ``protobuf``."""
+    encoder: Encoder
+    frame: Callable[[bytes], bytes]
+    """One encoded message as bytes for the socket."""
+    pack: Callable[[Sequence[bytes]], bytes]
+    """Several encoded messages as bytes for the socket, in as few frames as the transport can."""
+    wire: Wire | None = None
+    """``None`` for text."""
