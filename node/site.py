@@ -11,10 +11,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
-from twisted.protocols.policies import WrappingFactory
+from twisted.internet.interfaces import IProtocol
+from twisted.internet.protocol import ServerFactory, connectionDone
+from twisted.python.failure import Failure
 from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
+from zope.interface import implementer
 
 from spread.hub.reactor import Clock
 
@@ -97,22 +100,65 @@ def http_site(reactor: Clock) -> Site:
     return quiet_site(reactor, {"health": answering(lambda: (200, "application/json", b"{}"))})
 
 
-class BoundedFactory(WrappingFactory):
+class BoundedFactory(ServerFactory):
     """At most so many connections at a time; one more is closed at once, and told to ``refused``.
 
     An HTTP connection that says nothing lives for ``IDLE_SECONDS``: without a bound, whoever opens enough of
-    them takes all the files that this process may open.
+    them takes all the files that this process may open. A connection that is taken over
+    (``spread.node.edge.takeover``) is a client from then on, which other limits bound: it is not counted.
     """
 
     noisy = False
 
     def __init__(self, wrapped: Any, max_connections: int, refused: Callable[[], None]) -> None:
-        super().__init__(wrapped)  # type: ignore[no-untyped-call]
+        self.connections = 0
+        """How many there are now."""
+        self._wrapped = wrapped
         self._max_connections = max_connections
         self._refused = refused
 
+    def doStart(self) -> None:
+        self._wrapped.doStart()
+        super().doStart()  # type: ignore[no-untyped-call]
+
+    def doStop(self) -> None:
+        self._wrapped.doStop()
+        super().doStop()  # type: ignore[no-untyped-call]
+
     def buildProtocol(self, addr: Any) -> Any:
-        if len(self.protocols) >= self._max_connections:
+        if self.connections >= self._max_connections:
             self._refused()
             return None
-        return super().buildProtocol(addr)
+        protocol = self._wrapped.buildProtocol(addr)
+        return None if protocol is None else _Counted(self, protocol)
+
+
+@implementer(IProtocol)
+class _Counted:
+    """A connection that counts. It stands between a transport and its protocol, on the way in only."""
+
+    __slots__ = ("_factory", "_is_counted", "_protocol")
+
+    def __init__(self, factory: BoundedFactory, protocol: Any) -> None:
+        self._factory = factory
+        self._protocol = protocol
+        self._is_counted = True
+        factory.connections += 1
+
+    def makeConnection(self, transport: Any) -> None:
+        self._protocol.makeConnection(transport)
+
+    def connectionMade(self) -> None:
+        """Part of the interface; the protocol behind calls its own."""
+
+    def dataReceived(self, data: bytes) -> Any:
+        return self._protocol.dataReceived(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.taken_over()
+        self._protocol.connectionLost(reason)
+
+    def taken_over(self) -> None:
+        """The transport has another protocol now, or none. Idempotent."""
+        self._factory.connections -= self._is_counted
+        self._is_counted = False
