@@ -9,26 +9,33 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from spread.hub.api import (
+    ClientInfo,
     Format,
     HubCounters,
     Incumbent,
     Load,
+    PresenceStats,
     Publication,
     Receiver,
     ShardIdentity,
     ShardInfo,
 )
 from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
+from spread.hub.memory_presence import MemoryPresence
+from spread.hub.memory_questions import MemoryQuestions, Switchboard
 from spread.hub.process import is_gone
 from spread.hub.reactor import Clock, Timer
 
 __all__ = ["Exchange", "MemoryHub"]
 
 HEARTBEAT_SECONDS = 2.0
+
+T = TypeVar("T")
 
 
 class Exchange:
@@ -47,15 +54,19 @@ class Exchange:
         self.subscribers: dict[str, dict[MemoryHub, None]] = {}
         self.leases: dict[int, tuple[MemoryHub, ShardIdentity]] = {}
         self.hubs: list[MemoryHub] = []
+        self.presence = MemoryPresence(clock)
+        self.switchboard = Switchboard(clock)
 
     def cut(self) -> None:
         """Take the hub away from all shards."""
         self.is_cut = True
+        self.switchboard.cut()
         self._cut_at = self.clock.seconds()
 
     def restore(self) -> None:
         """Give it back: what waited is taken, in the order it was published by each shard."""
         self.is_cut = False
+        self.switchboard.restore()
         seconds = self.clock.seconds() - self._cut_at
         for hub in list(self.hubs):
             hub._restored(seconds)
@@ -71,11 +82,19 @@ class MemoryHub:
 
     :param incarnation: 16 hex digits.
     :param linger_seconds: how long a channel is heard after its last local member left.
+    :param ask_seconds: how long all shards may take to answer a question.
     """
 
     MAX_PUBLICATION_BYTES = 16 << 20
 
-    def __init__(self, exchange: Exchange, incarnation: str, *, linger_seconds: float = 3.0) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        incarnation: str,
+        *,
+        linger_seconds: float = 3.0,
+        ask_seconds: float = 10.0,
+    ) -> None:
         self.name = "memory"
         self.counters = HubCounters()
         self._exchange = exchange
@@ -93,6 +112,9 @@ class MemoryHub:
         self._identity: ShardIdentity | None = None
         self._load: Callable[[], Load] | None = None
         self._is_stopped = False
+        self._questions = MemoryQuestions(
+            exchange.switchboard, self.name, self._shard, ask_seconds, self.counters
+        )
 
     @property
     def is_live(self) -> bool:
@@ -110,12 +132,14 @@ class MemoryHub:
             return fail(HubUnavailable(self.name, "cut"))
         self._receiver = receiver
         self._exchange.hubs.append(self)
+        self._questions.start(receiver)
         return succeed(None)
 
     def stop(self) -> Deferred[None]:
         """See ``api.Hub``."""
         if not self._is_stopped:
             self._is_stopped = True
+            self._questions.stop()
             if self in self._exchange.hubs:
                 self._exchange.hubs.remove(self)
             for members in self._exchange.subscribers.values():
@@ -235,6 +259,33 @@ class MemoryHub:
         """See ``api.Hub``."""
         self._paused = False
         self._soon()
+
+    # -- presence and questions ------------------------------------------------------------------------
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._present(lambda presence: presence.add(channel, info, ttl_seconds))
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._present(lambda presence: presence.remove(channel, client))
+
+    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
+        """See ``api.Hub``."""
+        return self._present(lambda presence: presence.read(channel))
+
+    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
+        """See ``api.Hub``."""
+        return self._present(lambda presence: presence.stats(channel))
+
+    def _present(self, use: Callable[[MemoryPresence], T]) -> Deferred[T]:
+        if not self.is_live:
+            return fail(HubUnavailable(self.name, "this shard is stopping" if self._is_stopped else "cut"))
+        return succeed(use(self._exchange.presence))
+
+    def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
+        """See ``api.Hub``."""
+        return self._questions.ask(question, shard)
 
     # -- inside ----------------------------------------------------------------------------------------
 

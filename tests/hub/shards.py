@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet import reactor as global_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from spread.hub.address import parse_hub_address
@@ -51,6 +51,13 @@ class Recorder:
         self.presses: list[str] = []
         """The channels that ``pressed`` named."""
         self.reads = 0
+        self.questions: list[bytes] = []
+        """What ``asked`` was asked."""
+        self.answer: Callable[[bytes], Deferred[bytes]] = lambda question: succeed(b"")
+
+    def asked(self, question: bytes) -> Deferred[bytes]:
+        self.questions.append(question)
+        return self.answer(question)
 
     def received(self, channel: str, publication: Publication) -> None:
         self.publications.append((channel, publication))
