@@ -8,7 +8,7 @@ Everything else is 404, as JSON that says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from twisted.internet.interfaces import IProtocol
@@ -16,25 +16,16 @@ from twisted.internet.protocol import ServerFactory, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import Site
 from zope.interface import implementer
 
 from spread.hub.reactor import Clock
+from spread.node.bodies import BoundedSite
 
 __all__ = ["BoundedFactory", "answering", "http_site", "quiet_site"]
 
 IDLE_SECONDS = 60
 """An HTTP connection without a request is closed after this time."""
-
-
-class _BodilessRequest(Request):
-    """A request whose body is not kept: nothing here asks for one, and a large one would go to the disk."""
-
-    def gotLength(self, length: int | None) -> None:
-        super().gotLength(0)  # type: ignore[no-untyped-call]
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Forget it."""
 
 
 class _Answer(Resource):
@@ -63,19 +54,19 @@ class _Answer(Resource):
 
 
 class _Root(Resource):
-    """Children by name; for all else a 404 in JSON."""
+    """Resources by their whole path, matched exactly; for all else a 404 in JSON."""
 
-    def __init__(self, names: str) -> None:
+    isLeaf = True
+
+    def __init__(self, resources: dict[bytes, Resource]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = names
+        self._resources = resources
+        here = " ".join(path.decode() for path in resources)
+        body = msgspec.json.encode({"error": "not found", "here": here}) + b"\n"
+        self._nothing = answering(lambda: (404, "application/json", body))
 
-    def getChild(self, path: bytes, request: HttpRequest) -> Any:
-        body = msgspec.json.encode({"error": "not found", "here": self._names}) + b"\n"
-        return answering(lambda: (404, "application/json", body))
-
-    def render(self, request: HttpRequest) -> bytes:
-        body: bytes = self.getChild(b"", request).render(request)
-        return body
+    def render(self, request: HttpRequest) -> Any:
+        return self._resources.get(request.path, self._nothing).render(request)
 
 
 def answering(answer: Callable[[], tuple[int, str, bytes]]) -> Resource:
@@ -84,11 +75,19 @@ def answering(answer: Callable[[], tuple[int, str, bytes]]) -> Resource:
 
 
 def quiet_site(reactor: Clock, children: dict[str, Resource]) -> Site:
-    """A site of these resources, that logs no requests and keeps no bodies."""
-    root = _Root(" ".join(f"/{name}" for name in children))
-    for name, resource in children.items():
-        root.putChild(name.encode(), cast(Any, resource))
-    site = Site(root, requestFactory=_BodilessRequest, timeout=IDLE_SECONDS, reactor=reactor)
+    """A site of these resources, that logs no requests.
+
+    :param children: by path without the first slash. One with an attribute ``max_body_bytes`` gets bodies up
+        to that size (``spread.node.bodies.body_of``).
+    """
+    resources = {f"/{name}".encode(): resource for name, resource in children.items()}
+    limits = {path: getattr(resource, "max_body_bytes", None) for path, resource in resources.items()}
+    site = BoundedSite(
+        _Root(resources),
+        reactor,
+        IDLE_SECONDS,
+        {path: limit for path, limit in limits.items() if limit is not None},
+    )
     site.noisy = False
     site.displayTracebacks = False
     site.log = lambda request: None  # type: ignore[method-assign]  # an access log is the balancer's work
