@@ -10,8 +10,11 @@ costs 3–5 µs this way and 13–18 µs through ``transport.write``.
     CLOSED   overflowed, or closing: frames are dropped
 
 An outbox that is over half of its limit says so to the cork, for ``spread.node.pressure``. A client whose
-outbox is over its limit after trying to send is too slow: the outbox drops everything,
-closes itself and tells its owner once.
+outbox is over its limit after trying to send is too slow: the outbox drops the frames that wait, all but
+the rest of one that the kernel has a part of, closes itself and tells its owner once. The owner cuts the
+connection, or closes the outbox with last words, which are then all that waits behind that rest.
+
+``make_outbox`` chooses: over TLS bytes are encrypted by the transport, so they go through it.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IPullProducer
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from spread.node.cork import Cork
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "TlsOutbox", "make_outbox"]
 
 CHUNK_BYTES = 128 * 1024
 """What is handed to the kernel or to Twisted at once; Twisted's own limit for one send."""
@@ -46,6 +50,7 @@ class Outbox:
         "_finished",
         "_frames",
         "_handed_bytes",
+        "_has_overflowed",
         "_is_blocked",
         "_is_closed",
         "_is_marked",
@@ -59,7 +64,7 @@ class Outbox:
 
     def __init__(self, transport: Any, cork: Cork, limit_bytes: int, overflowed: Callable[[], None]) -> None:
         self._transport = transport
-        self._send: Callable[[bytes | memoryview], int] = transport.getHandle().send
+        self._send: Callable[[bytes | memoryview], int]
         self._cork = cork
         self._limit_bytes = limit_bytes
         self._mark_bytes = limit_bytes // 2
@@ -72,8 +77,15 @@ class Outbox:
         self._is_marked = False
         self._is_blocked = False
         self._is_closed = False
+        self._has_overflowed = False
         # Set by close(): what to do once everything has been handed to the kernel.
         self._finished: Callable[[], None] | None = None
+        self._attach()
+
+    @property
+    def has_overflowed(self) -> bool:
+        """The limit was exceeded, and the connection is still there."""
+        return self._has_overflowed
 
     @property
     def waiting_bytes(self) -> int:
@@ -110,14 +122,21 @@ class Outbox:
             if sent < len(data):
                 self._block(memoryview(data)[sent:])
 
-    def close(self, finished: Callable[[], None]) -> None:
+    def close(self, finished: Callable[[], None], last_words: bytes = b"") -> None:
         """Take no more frames; call ``finished`` when the kernel has taken the ones that wait.
 
-        Never called if the outbox is abandoned or overflows first.
+        After an overflow, only the rest of a frame of which the kernel has a part waits. ``finished`` is
+        never called if the outbox is abandoned first, or the connection breaks.
+
+        :param last_words: one more frame, behind all others.
         """
-        if self._is_closed or self._finished is not None:
+        if self._finished is not None or (self._is_closed and not self._has_overflowed):
             return
+        self._is_closed = False
         self._finished = finished
+        if last_words:
+            self._frames.append(last_words)
+            self._bytes += len(last_words)
         self.flush()
         self._check_finished()
 
@@ -139,6 +158,7 @@ class Outbox:
         self._patience = PATIENCE_RESTS
         self._transport.unregisterProducer()
         self._bytes -= self._handed_bytes
+        self._handed_bytes = 0
         self.flush()
         self._check_finished()
 
@@ -147,6 +167,14 @@ class Outbox:
         self._drop()
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        transport = self._transport
+        self._send = transport.getHandle().send
+        # Answers to earlier requests of the same connection may wait there; they must not be overtaken.
+        if getattr(transport, "_tempDataLen", 0) or getattr(transport, "dataBuffer", b""):
+            transport.registerProducer(self, False)
+            self._is_blocked = True
 
     def _next(self) -> bytes | memoryview:
         """What is sent next: all that waits, or ``CHUNK_BYTES`` of it and the rest of the last frame."""
@@ -179,8 +207,15 @@ class Outbox:
             if self._patience:
                 self._cork.behind.append(self)
         if self._bytes > self._limit_bytes:
-            self._drop()
+            self._shed()
             self._overflowed()
+
+    def _shed(self) -> None:
+        """Drop the frames that wait. What the kernel or the transport has begun to take stays whole."""
+        self._is_closed = self._has_overflowed = True
+        # A view is the rest of one frame, and comes first: see _block.
+        del self._frames[1 if self._frames and isinstance(self._frames[0], memoryview) else 0 :]
+        self._bytes = self._handed_bytes + sum(map(len, self._frames))
 
     def _check_finished(self) -> None:
         finished = self._finished
@@ -190,5 +225,56 @@ class Outbox:
 
     def _drop(self) -> None:
         self._is_closed = True
+        self._has_overflowed = False
         self._frames.clear()
-        self._bytes = 0
+        self._bytes = self._handed_bytes = 0
+
+
+@implementer(IPushProducer)
+class TlsOutbox(Outbox):
+    """The same over TLS: the transport encrypts, and says when it has enough.
+
+    What it was given last counts as waiting until it asks for more. ``finished`` is called when the
+    transport has taken everything, and knows that nobody writes any more: ``loseConnection`` of a TLS
+    transport sends what it has before it ends.
+    """
+
+    __slots__ = ()
+
+    def flush(self) -> None:
+        self._is_marked = False
+        while self._frames and not self._is_blocked:
+            data = self._next()
+            size = len(data)
+            self._handed_bytes = size
+            self._transport.write(data)
+            if not self._is_blocked:
+                self._bytes -= size
+                self._handed_bytes = 0
+
+    def pauseProducing(self) -> None:
+        """The transport has enough for now. Called out of its ``write`` as well."""
+        self._is_blocked = True
+
+    def resumeProducing(self) -> None:
+        """The transport has sent what it had."""
+        self._is_blocked = False
+        self._patience = PATIENCE_RESTS
+        self._bytes -= self._handed_bytes
+        self._handed_bytes = 0
+        self.flush()
+        self._check_finished()
+
+    def _attach(self) -> None:
+        self._transport.registerProducer(self, True)
+
+    def _check_finished(self) -> None:
+        if self._finished is not None and not self._is_blocked and not self._is_closed:
+            self._transport.unregisterProducer()
+        super()._check_finished()
+
+
+def make_outbox(transport: Any, cork: Cork, limit_bytes: int, overflowed: Callable[[], None]) -> Outbox:
+    """The outbox for a transport of the reactor: TCP, Unix or TLS."""
+    kind = TlsOutbox if isinstance(transport, TLSMemoryBIOProtocol) else Outbox
+    return kind(transport, cork, limit_bytes, overflowed)

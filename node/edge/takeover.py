@@ -58,10 +58,9 @@ def take_over(request: Request, protocol: Recipient) -> bool:
     parser.requests = []
     parser.transport = None
     request.channel = None  # type: ignore[assignment]  # as it is after a lost connection
-    if isinstance(transport, TLSMemoryBIOProtocol):
-        former, transport.wrappedProtocol = transport.wrappedProtocol, protocol
-    else:
-        former, transport.protocol = transport.protocol, protocol
+    name = "wrappedProtocol" if isinstance(transport, TLSMemoryBIOProtocol) else "protocol"
+    former = getattr(transport, name)
+    setattr(transport, name, protocol)
     taken_over = getattr(former, "taken_over", None)
     if taken_over is not None:
         taken_over()
