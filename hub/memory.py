@@ -2,7 +2,8 @@
 
 Hubs that share an ``Exchange`` are a cluster inside one process. Deliveries take a reactor turn, as they
 do through Redis, so that code which works only when they are instant fails here too. ``Exchange.cut``
-and ``restore`` take the hub away and give it back.
+and ``restore`` take the hub away and give it back: what is on its way to a shard is lost then, and read
+again from what is kept in the channels that it follows.
 """
 
 from __future__ import annotations
@@ -14,20 +15,30 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 
 from spread.hub.api import (
+    PLAIN,
     ClientInfo,
+    Event,
     Format,
+    History,
     HubCounters,
     Incumbent,
+    Joined,
+    Left,
     Load,
+    Position,
     PresenceStats,
     Publication,
+    PublishOptions,
     Receiver,
     ShardIdentity,
     ShardInfo,
+    Stream,
 )
 from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
+from spread.hub.memory_inbox import MemoryInbox
 from spread.hub.memory_presence import MemoryPresence
 from spread.hub.memory_questions import MemoryQuestions, Switchboard
+from spread.hub.memory_streams import Streams
 from spread.hub.process import is_gone
 from spread.hub.reactor import Clock, Timer
 
@@ -36,6 +47,8 @@ __all__ = ["Exchange", "MemoryHub"]
 HEARTBEAT_SECONDS = 2.0
 
 T = TypeVar("T")
+
+_Waiting = tuple[str, Publication, PublishOptions, "Deferred[Position | None]", Timer]
 
 
 class Exchange:
@@ -54,12 +67,15 @@ class Exchange:
         self.subscribers: dict[str, dict[MemoryHub, None]] = {}
         self.leases: dict[int, tuple[MemoryHub, ShardIdentity]] = {}
         self.hubs: list[MemoryHub] = []
+        self.streams = Streams(clock)
         self.presence = MemoryPresence(clock)
         self.switchboard = Switchboard(clock)
 
     def cut(self) -> None:
-        """Take the hub away from all shards."""
+        """Take the hub away from all shards, and what is on its way to them."""
         self.is_cut = True
+        for hub in self.hubs:
+            hub._inbox.lose()
         self.switchboard.cut()
         self._cut_at = self.clock.seconds()
 
@@ -69,12 +85,27 @@ class Exchange:
         self.switchboard.restore()
         seconds = self.clock.seconds() - self._cut_at
         for hub in list(self.hubs):
-            hub._restored(seconds)
+            hub._hears_again(seconds)
+        for hub in list(self.hubs):
+            hub._speaks_again()
 
-    def take(self, channel: str, publication: Publication) -> None:
-        """Take a publication and bring it to every subscribed hub."""
-        for hub in list(self.subscribers.get(channel, ())):
-            hub._arrive(channel, publication)
+    def take(
+        self, channel: str, publication: Publication, options: PublishOptions = PLAIN
+    ) -> Position | None:
+        """Take a publication, keep it if it is to be kept, and bring it to every subscribed hub.
+
+        While the exchange is cut it reaches nobody, as one that a shard publishes which still has its hub.
+        """
+        made, position = self.streams.publish(channel, publication, options)
+        if made is not None:
+            self.spread(channel, made)
+        return position
+
+    def spread(self, channel: str, event: Event) -> None:
+        """Bring an event to every subscribed hub."""
+        if not self.is_cut:
+            for hub in list(self.subscribers.get(channel, ())):
+                hub._inbox.arrive(channel, event)
 
 
 class MemoryHub:
@@ -102,12 +133,10 @@ class MemoryHub:
         self._shard = bytes.fromhex(incarnation)
         self._linger_seconds = linger_seconds
         self._receiver: Receiver | None = None
-        self._inbox: deque[tuple[str, Publication]] = deque()
-        self._turn: Timer | None = None
-        self._paused = False
+        self._inbox = MemoryInbox(self._clock, exchange.streams, self.counters)
         self._lingering: dict[str, Timer] = {}
-        self._waiting: deque[tuple[str, Publication, Deferred[None], Timer]] = deque()
-        self._subscribing: list[tuple[str, Deferred[None]]] = []
+        self._waiting: deque[_Waiting] = deque()
+        self._subscribing: list[tuple[str, History | None, Deferred[Position | None]]] = []
         self._number: int | None = None
         self._identity: ShardIdentity | None = None
         self._load: Callable[[], Load] | None = None
@@ -132,6 +161,7 @@ class MemoryHub:
             return fail(HubUnavailable(self.name, "cut"))
         self._receiver = receiver
         self._exchange.hubs.append(self)
+        self._inbox.start(receiver)
         self._questions.start(receiver)
         return succeed(None)
 
@@ -147,18 +177,16 @@ class MemoryHub:
             for timer in self._lingering.values():
                 timer.cancel()
             self._lingering.clear()
-            if self._turn is not None:
-                self._turn.cancel()
-                self._turn = None
+            self._inbox.stop()
             if self._number is not None and self._exchange.leases[self._number][0] is self:
                 del self._exchange.leases[self._number]
             self._number = None
             while self._waiting:
-                _, publication, result, timer = self._waiting.popleft()
+                _, publication, _, result, timer = self._waiting.popleft()
                 timer.cancel()
                 self._fail(publication, result, HubUnavailable(self.name, "this shard is stopping"))
             waiting, self._subscribing = self._subscribing, []
-            for _, waiter in waiting:
+            for _, _, waiter in waiting:
                 waiter.errback(HubUnavailable(self.name, "this shard is stopping"))
         return succeed(None)
 
@@ -199,48 +227,63 @@ class MemoryHub:
         self._exchange.clients += 1
         return succeed(self._exchange.clients)
 
-    def publish(self, channel: str, data: bytes, format: Format, session: int) -> Deferred[None]:
+    def publish(
+        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
+    ) -> Deferred[Position | None]:
         """See ``api.Hub``."""
         if len(data) > self.MAX_PUBLICATION_BYTES:
             return fail(MessageTooLarge(len(data), self.MAX_PUBLICATION_BYTES))
         if self._is_stopped:
-            return fail(HubUnavailable(self.name, "this shard is stopping"))
+            return fail(self._away())
         counters = self.counters
-        publication = Publication(data, int(format), self._shard, session)
+        publication = Publication(
+            data,
+            int(format),
+            self._shard,
+            session,
+            info=options.info,
+            tags=options.tags,
+            delta=options.delta,
+        )
         if self.is_live:
             counters.published += 1
-            self._exchange.take(channel, publication)
-            return succeed(None)
+            return succeed(self._exchange.take(channel, publication, options))
         if counters.journal_publications >= self._exchange.max_waiting:
             counters.publish_failures += 1
             return fail(JournalFull(self.name, counters.journal_publications, counters.journal_bytes))
         counters.journal_publications += 1
         counters.journal_bytes += len(data)
-        result: Deferred[None] = Deferred()
+        result: Deferred[Position | None] = Deferred()
         timer = self._clock.callLater(self._exchange.publish_seconds, self._expire)
-        self._waiting.append((channel, publication, result, timer))
+        self._waiting.append((channel, publication, options, result, timer))
         return result
 
-    def subscribe(self, channel: str) -> Deferred[None]:
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(self._away())
+        return succeed(self._exchange.spread(channel, event))
+
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
         """See ``api.Hub``."""
         if self._is_stopped:
-            return fail(HubUnavailable(self.name, "this shard is stopping"))
+            return fail(self._away())
         timer = self._lingering.pop(channel, None)
         if timer is not None:
             timer.cancel()
-        if self in self._exchange.subscribers.get(channel, ()):
-            return succeed(None)
         if self.is_live:
-            self._listen(channel)
+            self._listen(channel, history)
+            return succeed(self._inbox.position(channel) if history is not None else None)
+        if history is None and self in self._exchange.subscribers.get(channel, ()):
             return succeed(None)
-        waiter: Deferred[None] = Deferred(self._forget_waiter)
-        self._subscribing.append((channel, waiter))
+        waiter: Deferred[Position | None] = Deferred(self._forget_waiter)
+        self._subscribing.append((channel, history, waiter))
         return waiter
 
     def unsubscribe(self, channel: str) -> None:
         """See ``api.Hub``."""
         asked = self in self._exchange.subscribers.get(channel, ()) or any(
-            waiting == channel for waiting, _ in self._subscribing
+            waiting == channel for waiting, _, _ in self._subscribing
         )
         if asked and channel not in self._lingering:
             self._lingering[channel] = self._clock.callLater(self._linger_seconds, self._drop, channel)
@@ -253,12 +296,31 @@ class MemoryHub:
 
     def pause(self) -> None:
         """See ``api.Hub``."""
-        self._paused = True
+        self._inbox.pause()
 
     def resume(self) -> None:
         """See ``api.Hub``."""
-        self._paused = False
-        self._soon()
+        self._inbox.resume()
+
+    def history(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: Position | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Deferred[Stream]:
+        """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(self._away())
+        return succeed(self._exchange.streams.read(channel, history, since, limit, reverse))
+
+    def remove_history(self, channel: str) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if not self.is_live:
+            return fail(self._away())
+        return succeed(self._exchange.streams.remove(channel))
 
     # -- presence and questions ------------------------------------------------------------------------
 
@@ -280,7 +342,7 @@ class MemoryHub:
 
     def _present(self, use: Callable[[MemoryPresence], T]) -> Deferred[T]:
         if not self.is_live:
-            return fail(HubUnavailable(self.name, "this shard is stopping" if self._is_stopped else "cut"))
+            return fail(self._away())
         return succeed(use(self._exchange.presence))
 
     def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
@@ -289,16 +351,22 @@ class MemoryHub:
 
     # -- inside ----------------------------------------------------------------------------------------
 
+    def _away(self) -> HubUnavailable:
+        return HubUnavailable(self.name, "this shard is stopping" if self._is_stopped else "cut")
+
     def _holder(self, shard: int) -> ShardIdentity | None:
         """Who holds a number, if another live process does."""
         holder, identity = self._exchange.leases.get(shard, (self, None))
         return None if holder is self or identity is None or is_gone(identity) else identity
 
-    def _listen(self, channel: str) -> None:
+    def _listen(self, channel: str, history: History | None) -> None:
         members = self._exchange.subscribers.setdefault(channel, {})
-        if self not in members:
+        is_heard = self in members
+        if not is_heard:
             members[self] = None
             self.counters.subscribed_channels += 1
+        if history is not None:
+            self._inbox.follow(channel, history, is_heard)
 
     def _drop(self, channel: str) -> None:
         del self._lingering[channel]
@@ -308,46 +376,27 @@ class MemoryHub:
             if not members:
                 del self._exchange.subscribers[channel]
             self.counters.subscribed_channels -= 1
-        waiting = [waiter for name, waiter in self._subscribing if name == channel]
+        self._inbox.unfollow(channel)
+        waiting = [waiter for name, _, waiter in self._subscribing if name == channel]
         self._subscribing = [entry for entry in self._subscribing if entry[0] != channel]
         for waiter in waiting:
             waiter.errback(HubUnavailable(self.name, "left before it was subscribed"))
 
-    def _forget_waiter(self, waiter: Deferred[None]) -> None:
-        self._subscribing = [entry for entry in self._subscribing if entry[1] is not waiter]
-
-    def _arrive(self, channel: str, publication: Publication) -> None:
-        self._inbox.append((channel, publication))
-        self._soon()
+    def _forget_waiter(self, waiter: Deferred[Position | None]) -> None:
+        self._subscribing = [entry for entry in self._subscribing if entry[2] is not waiter]
 
     def _pressed(self, channel: str) -> None:
         if self._receiver is not None and not self._is_stopped:
             self._receiver.pressed(channel)
 
-    def _soon(self) -> None:
-        if self._turn is None and self._inbox and not self._paused:
-            self._turn = self._clock.callLater(0, self._deliver)
-
-    def _deliver(self) -> None:
-        self._turn = None
-        receiver = self._receiver
-        if receiver is None:
-            return
-        for _ in range(len(self._inbox)):
-            if self._paused:
-                break
-            channel, publication = self._inbox.popleft()
-            self.counters.received += 1
-            receiver.received(channel, publication)
-        receiver.read_done()
-        self._soon()
-
     def _expire(self) -> None:
-        _, publication, result, _ = self._waiting.popleft()
+        _, publication, _, result, _ = self._waiting.popleft()
         seconds = self._exchange.publish_seconds
         self._fail(publication, result, HubUnavailable(self.name, f"it is away for {seconds:g} s"))
 
-    def _fail(self, publication: Publication, result: Deferred[None], error: HubUnavailable) -> None:
+    def _fail(
+        self, publication: Publication, result: Deferred[Position | None], error: HubUnavailable
+    ) -> None:
         self.counters.publish_failures += 1
         self._forget(publication)
         result.errback(error)
@@ -356,23 +405,27 @@ class MemoryHub:
         self.counters.journal_publications -= 1
         self.counters.journal_bytes -= len(publication.data)
 
-    def _restored(self, seconds: float) -> None:
+    def _hears_again(self, seconds: float) -> None:
         self.counters.reconnects += 1
         self.counters.missed_windows += 1
         self.counters.missed_seconds += seconds
         if self._receiver is not None:
             self._receiver.missed(seconds)
-        waiting, self._subscribing = self._subscribing, []
-        for channel, _ in waiting:
-            self._listen(channel)
-        taken, self._waiting = self._waiting, deque()
-        for channel, publication, _, timer in taken:
+        self._inbox.catch_up()
+        for channel, history, _ in self._subscribing:
+            self._listen(channel, history)
+
+    def _speaks_again(self) -> None:
+        subscribed, self._subscribing = self._subscribing, []
+        waiting, self._waiting = self._waiting, deque()
+        taken = []
+        for channel, publication, options, result, timer in waiting:
             timer.cancel()
             self._forget(publication)
             self.counters.published += 1
-            self._exchange.take(channel, publication)
+            taken.append((result, self._exchange.take(channel, publication, options)))
         # Last, since whoever is told may publish again, which must not overtake what waited.
-        for _, waiter in waiting:
-            waiter.callback(None)
-        for _, _, result, _ in taken:
-            result.callback(None)
+        for channel, history, waiter in subscribed:
+            waiter.callback(self._inbox.position(channel) if history is not None else None)
+        for result, position in taken:
+            result.callback(position)
