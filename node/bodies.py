@@ -16,7 +16,7 @@ from twisted.web.server import Request, Site
 
 from spread.hub.reactor import Clock
 
-__all__ = ["BODY_SECONDS", "DISCARD_MAX_BYTES", "BoundedRequest", "BoundedSite", "body_of"]
+__all__ = ["BODY_SECONDS", "DISCARD_MAX_BYTES", "BoundedRequest", "BoundedSite", "body_of", "is_protobuf"]
 
 BODY_SECONDS = 30.0
 """How long a body may take; who sends a byte now and then would keep its connection for ever."""
@@ -129,3 +129,9 @@ def body_of(request: Any) -> bytes:
     """The body of a request, which is there when its resource is asked to render."""
     body: bytes = request.content.getvalue()
     return body
+
+
+def is_protobuf(request: Any) -> bool:
+    """Whether the body of a request is Protobuf; else it is JSON."""
+    content_type: bytes = request.getHeader(b"content-type") or b""
+    return content_type.partition(b";")[0].strip().lower() == b"application/octet-stream"
