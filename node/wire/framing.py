@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from struct import Struct
 
+from spread.node.codes import REASON_MAX_BYTES
+
 __all__ = [
     "FRAME_MAX_BYTES",
     "FRAME_MAX_MESSAGES",
@@ -39,9 +41,6 @@ FRAME_MAX_MESSAGES = 16
 
 FRAME_MAX_BYTES = 65536
 """Bytes in one frame that holds more than one message."""
-
-REASON_MAX_BYTES = 123
-"""What a close frame holds besides its code (RFC 6455, 5.5)."""
 
 _TEXT, _BINARY, _CLOSE, _PING = 0x81, 0x82, 0x88, 0x89
 _COMPRESSED = 0x40
