@@ -56,7 +56,6 @@ _STATUSES = {
     codes.BAD_REQUEST.code: 400,
     codes.NOT_AVAILABLE.code: 400,
     codes.UNRECOVERABLE_POSITION.code: 416,
-    codes.CONCURRENT_PAGINATION.code: 409,
 }
 """Of errors, in the error mode ``transport``."""
 
@@ -110,6 +109,8 @@ class _Api(Resource):
         self._methods = methods
         self._calls = 0
         self._was_told = False
+        for status in (400, 401, 503):
+            methods.counters.api_errors.setdefault(status, 0)
 
     def render(self, request: Request) -> Any:
         try:
@@ -139,14 +140,14 @@ class _Api(Resource):
 
     def _admitted(self, request: Request, method: str | None) -> list[bytes]:
         """The parameters of the call, or the calls."""
-        counters = self._methods.counters
+        errors = self._methods.counters.api_errors
         if request.method != b"POST":
             raise _Refused(405, "only POST", allow="POST")
         if not self._is_allowed(request):
-            counters.api_error_401 += 1
+            errors[401] += 1
             raise _Refused(401, "the API key is missing or wrong")
         if self._calls >= MAX_CALLS:
-            counters.api_error_503 += 1
+            errors[503] += 1
             raise _Refused(503, "too many calls at a time", retry_after="1")
         body = body_of(request).strip()
         if len(body) > MAX_BODY_BYTES:  # of a site that has no limits
@@ -154,7 +155,7 @@ class _Api(Resource):
         try:
             return [embeddable(body) if body else b""] if method else _lines(body)
         except ProtocolError as error:
-            counters.api_error_400 += 1
+            errors[400] += 1
             raise _Refused(400, f"the body is not JSON: {error.reason}") from None
 
     def _is_allowed(self, request: Request) -> bool:

@@ -32,8 +32,10 @@ __all__ = [
     "BATCH_PARALLEL",
     "BROADCAST_MAX_CHANNELS",
     "CHANNEL_MAX_BYTES",
+    "ERRORS",
     "HISTORY_MAX_BYTES",
     "HISTORY_MAX_PUBLICATIONS",
+    "METHODS",
     "ApiError",
     "ChannelOptions",
     "Methods",
@@ -66,6 +68,20 @@ METHODS = (
     *("presence", "presence_stats", "history", "history_remove", "channels", "info", "rpc", "batch"),
 )
 """All names, as in the path of a request."""
+
+ERRORS = {
+    error.code: error
+    for error in (
+        codes.INTERNAL_ERROR,
+        codes.UNKNOWN_CHANNEL,
+        codes.METHOD_NOT_FOUND,
+        codes.LIMIT_EXCEEDED,
+        codes.BAD_REQUEST,
+        codes.NOT_AVAILABLE,
+        codes.UNRECOVERABLE_POSITION,
+    )
+}
+"""All that a call may fail with, by code."""
 
 
 class ApiError(Exception):
@@ -115,6 +131,10 @@ class Methods:
         self._hub = hub
         self._control = control
         self._namespaces = namespaces
+        for method in METHODS:
+            counters.api_calls.setdefault(method, 0)
+        for code in ERRORS:
+            counters.api_errors.setdefault(code, 0)
         self.counters = counters
         self._methods: dict[str, Callable[[bytes], Awaitable[msgspec.Struct]]] = {
             name: getattr(self, f"_{name}") for name in METHODS if name != "batch"
@@ -130,15 +150,12 @@ class Methods:
 
     async def _counted(self, method: str, arguments: bytes) -> bytes:
         try:
-            if method == "batch":
-                self.counters.api_batch += 1
-                return await self._batch(arguments)
-            run = self._methods.get(method)
-            if run is None:
+            if method not in METHODS:
                 raise ApiError(codes.METHOD_NOT_FOUND)
-            name = f"api_{method}"
-            setattr(self.counters, name, getattr(self.counters, name) + 1)
-            return msgspec.json.encode(await run(arguments))
+            self.counters.api_calls[method] += 1
+            if method == "batch":
+                return await self._batch(arguments)
+            return msgspec.json.encode(await self._methods[method](arguments))
         except Exception as problem:
             error = self._error(method, problem)
             raise ApiError(error) from None
@@ -159,8 +176,7 @@ class Methods:
             case _:
                 self.log.error("{method} was not done: {problem!r}", method=method, problem=problem)
                 error = codes.INTERNAL_ERROR
-        name = f"api_error_{error.code}"
-        setattr(self.counters, name, getattr(self.counters, name) + 1)
+        self.counters.api_errors[error.code] += 1
         return error
 
     def _options(self, channel: str) -> ChannelOptions:
