@@ -1,162 +1,380 @@
-"""Channels of this shard: who is in them, and how a publication reaches them.
+"""Channels of this shard: who is in them, and how an event reaches them.
 
 A channel exists here while it has members, or someone is about to become one. The hub is asked to hear it
 when it comes into being, and told to stop some time after it is empty.
 
-A publication is encoded once for each codec that has members, and the same bytes go to all of them. A
-large channel is served in pieces, so that the shard can look after others in between; who is a member is
-settled when the fan-out of that publication begins, and who leaves meanwhile gets no more of it.
+An event is encoded once for each encoder that has members, framed once for each of their codecs, and the
+same bytes go to all of them. A large channel is served in pieces, so that the shard can look after others
+in between; who is a member is settled when the fan-out of that event begins, and who leaves meanwhile gets
+no more of it.
+
+A channel that keeps history has a position: that of the last publication which was fanned out. The hub
+hands over without gaps, so this one position is that of every member. Who becomes a member gets all that
+comes after the position of that moment.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from spread.hub.api import Hub, Publication
+from spread.hub.api import Broken, Event, History, Hub, Joined, Left, Position, Publication
+from spread.node.codec import Codec
+from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 
-__all__ = ["Channel", "Channels", "Codec", "Member"]
+__all__ = ["Channel", "Channels", "Collector", "Member"]
 
 MEMBERS_PER_STEP = 512
 """Members served between two looks at the clock: 512 appends are 0.05–0.1 ms."""
 
-Codec = Callable[[int, bytes], bytes]
-"""Format and data of a publication → the frame that members of this codec get."""
-
 
 class Member(Protocol):
-    """Who is in channels: a session."""
+    """Who is in a channel: a text session, or a subscription of another one."""
 
     @property
-    def number(self) -> int: ...
-    @property
-    def codec(self) -> Codec: ...
+    def number(self) -> int:
+        """That of the session, unique on this shard, never 0."""
+        ...
+
     @property
     def outbox(self) -> Outbox: ...
+
+    codec: Codec
+    """Set by the channel when delta compression goes on from a full publication."""
+
+    @property
+    def hears_joins(self) -> bool:
+        """Gets joins and leaves."""
+        ...
+
+    def broken(self) -> None:
+        """Publications are missing and cannot be had; called after the position has been set anew."""
+
+
+class Collector:
+    """What a channel fans out while somebody reads its history, to be joined with that.
+
+    :param limit: publications; one more and ``is_over`` is set, and nothing is kept.
+    """
+
+    __slots__ = ("_limit", "is_over", "publications")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.publications: list[Publication] = []
+        self.is_over = False
+
+    def add(self, publication: Publication) -> None:
+        """One more was fanned out."""
+        if len(self.publications) >= self._limit:
+            self.spoil()
+        if not self.is_over:
+            self.publications.append(publication)
+
+    def spoil(self) -> None:
+        """What is collected is not complete."""
+        self.is_over = True
+        self.publications.clear()
+
+
+_Groups = list[tuple[Codec, tuple[Outbox, ...]]]
 
 
 class Channel:
     """One channel on this shard."""
 
-    __slots__ = ("_groups", "is_live", "joining", "members", "name")
+    __slots__ = (
+        "_collectors",
+        "_counters",
+        "_delta_members",
+        "_fresh",
+        "_groups",
+        "_listeners",
+        "history",
+        "is_live",
+        "joining",
+        "members",
+        "name",
+        "position",
+        "previous",
+    )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, history: History | None, counters: ShardCounters) -> None:
         self.name = name
+        self.history = history
+        """What it keeps; set when it came into being here."""
         self.members: dict[int, Member] = {}
         self.joining = 0
         """Sessions that wait for the subscription before they become members."""
         self.is_live = False
         """The hub has confirmed that the channel is heard."""
-        # Outboxes by codec, made anew after a change of members.
-        self._groups: list[tuple[Codec, tuple[Outbox, ...]]] | None = None
+        self.position: Position | None = None
+        """Of the last publication fanned out; None without history."""
+        self.previous: Publication | None = None
+        """The last publication, kept while a member has negotiated delta compression."""
+        self._counters = counters
+        # Outboxes by codec, of all members and of those that hear joins; made anew after a change.
+        self._groups: _Groups | None = None
+        self._listeners: _Groups | None = None
+        # Members that get one publication in full before delta compression begins.
+        self._fresh: list[Member] = []
+        self._delta_members = 0
+        self._collectors: list[Collector] = []
+
+    # -- members ---------------------------------------------------------------------------------------
 
     def add(self, member: Member) -> None:
-        """Make a session a member."""
+        """Make a member of someone: it gets what comes after ``position``."""
         self.members[member.number] = member
-        self._groups = None
+        self._groups = self._listeners = None
+        if member.codec.is_delta:
+            self._delta_members += 1
+            if member.codec.then is not None:
+                self._fresh.append(member)
+
+    def add_with_base(self, member: Member, base: Publication) -> None:
+        """The same for one with delta compression that was given ``base``, the one at ``position``."""
+        self.add(member)
+        if self.position is not None and base.offset == self.position.offset:
+            self.previous = base
+            self._fresh.remove(member)
+            self._goes_on(member)
 
     def remove(self, member: Member) -> bool:
         """Take a member out; ``False`` if it was none."""
-        self._groups = None
-        return self.members.pop(member.number, None) is not None
+        if self.members.get(member.number) is not member:
+            return False
+        del self.members[member.number]
+        self._groups = self._listeners = None
+        if member.codec.is_delta:
+            self._delta_members -= 1
+            if member.codec.then is not None:
+                self._fresh.remove(member)
+            if not self._delta_members:
+                self.previous = None
+        return True
 
-    def groups(self) -> list[tuple[Codec, tuple[Outbox, ...]]]:
+    def groups(self) -> _Groups:
         """The members' outboxes, by codec."""
         if self._groups is None:
-            by_codec: dict[Codec, list[Outbox]] = {}
-            for member in self.members.values():
-                by_codec.setdefault(member.codec, []).append(member.outbox)
-            self._groups = [(codec, tuple(outboxes)) for codec, outboxes in by_codec.items()]
+            self._groups = _grouped(self.members.values())
         return self._groups
 
-    def fan_out(self, publication: Publication, publisher: int) -> Iterator[None] | None:
-        """Write a publication to all members but the publisher.
+    def listeners(self) -> _Groups:
+        """The outboxes of members that hear joins and leaves, by codec."""
+        if self._listeners is None:
+            self._listeners = _grouped(member for member in self.members.values() if member.hears_joins)
+        return self._listeners
+
+    def _goes_on(self, member: Member) -> None:
+        if member.codec.then is not None:
+            member.codec = member.codec.then
+
+    # -- collecting --------------------------------------------------------------------------------------
+
+    def collect(self, limit: int) -> Collector:
+        """Keep what is fanned out from now on, until ``stop_collecting``."""
+        collector = Collector(limit)
+        self._collectors.append(collector)
+        return collector
+
+    def stop_collecting(self, collector: Collector) -> None:
+        """Idempotent."""
+        if collector in self._collectors:
+            self._collectors.remove(collector)
+
+    # -- events --------------------------------------------------------------------------------------------
+
+    def fan_out(self, event: Event, publisher: int) -> Iterator[None] | None:
+        """Write an event to all members that it is for, but not to the publisher.
 
         :param publisher: number of the publishing session if it is one of this shard, else 0.
         :returns: ``None`` when all is done; else an iterator that does a piece at each step.
         """
+        kind = type(event)
+        if kind is Publication:
+            return self._publish(event, publisher)  # type: ignore[arg-type]
+        if kind is Broken:
+            self._break(event.position)  # type: ignore[union-attr]
+            return None
+        return self._write(event, self.listeners(), None, None)  # type: ignore[arg-type]
+
+    def _publish(self, publication: Publication, publisher: int) -> Iterator[None] | None:
+        if publication.offset:
+            at = self.position
+            if at is not None and at.epoch == publication.epoch and publication.offset <= at.offset:
+                return None  # it was handed over before this channel came into being here
+            self.position = Position(publication.epoch, publication.offset)
+            for collector in self._collectors:
+                collector.add(publication)
         # getattr of a dict beats a scan; most publications come from another shard or a non-member.
         sender = self.members.get(publisher) if publisher else None
         skip = sender.outbox if sender is not None else None
+        counters = self._counters
+        counters.spread += 1
+        counters.deliveries += len(self.members) - (sender is not None)
         groups = self.groups()
+        previous = self.previous
+        if self._delta_members:
+            self.previous = publication
+            if self._fresh:
+                fresh, self._fresh = self._fresh, []
+                for member in fresh:
+                    self._goes_on(member)
+                self._groups = self._listeners = None
+        return self._write(publication, groups, skip, previous)
+
+    def _write(
+        self,
+        event: Publication | Joined | Left,
+        groups: _Groups,
+        skip: Outbox | None,
+        previous: Publication | None,
+    ) -> Iterator[None] | None:
         if len(self.members) > MEMBERS_PER_STEP:
-            return self._in_pieces(publication, groups, skip)
+            return self._in_pieces(event, groups, skip, previous)
+        encoded: dict[object, bytes | None] = {}
         for codec, outboxes in groups:
-            frame = codec(publication.format, publication.data)
-            for outbox in outboxes:
-                if outbox is not skip:
-                    outbox.write(frame)
+            frame = self._frame(codec, event, previous, encoded)
+            if frame is not None:
+                for outbox in outboxes:
+                    if outbox is not skip:
+                        outbox.write(frame)
         return None
 
     def _in_pieces(
-        self, publication: Publication, groups: list[tuple[Codec, tuple[Outbox, ...]]], skip: Outbox | None
+        self,
+        event: Publication | Joined | Left,
+        groups: _Groups,
+        skip: Outbox | None,
+        previous: Publication | None,
     ) -> Iterator[None]:
+        encoded: dict[object, bytes | None] = {}
+        members = self.members
         for codec, outboxes in groups:
-            frame = codec(publication.format, publication.data)
+            frame = self._frame(codec, event, previous, encoded)
+            if frame is None:
+                continue
             for start in range(0, len(outboxes), MEMBERS_PER_STEP):
                 piece = outboxes[start : start + MEMBERS_PER_STEP]
-                if groups is not self._groups:  # members have changed since the first piece
-                    present = {id(member.outbox) for member in self.members.values()}
+                if groups is not self._groups and groups is not self._listeners:
+                    # Members may have changed since the first piece.
+                    present = {id(member.outbox) for member in members.values()}
                     piece = tuple(outbox for outbox in piece if id(outbox) in present)
                 for outbox in piece:
                     if outbox is not skip:
                         outbox.write(frame)
                 yield
 
+    def _frame(
+        self,
+        codec: Codec,
+        event: Publication | Joined | Left,
+        previous: Publication | None,
+        encoded: dict[object, bytes | None],
+    ) -> bytes | None:
+        """The bytes for the clients of a codec; encoded at most once for each encoder."""
+        encoder = codec.encoder
+        if encoder in encoded:
+            message = encoded[encoder]
+        else:
+            message = encoded[encoder] = encoder(self.name, event, previous)
+            self._counters.encoded += 1
+        if message is None:
+            self._counters.not_encoded += type(event) is Publication
+            return None
+        self._counters.framed += 1
+        return codec.frame(message)
+
+    def _break(self, position: Position) -> None:
+        self.position = position
+        self.previous = None
+        for collector in self._collectors:
+            collector.spoil()
+        for member in list(self.members.values()):
+            member.broken()
+
+
+def _grouped(members: Iterable[Member]) -> _Groups:
+    by_codec: dict[Codec, list[Outbox]] = {}
+    for member in members:
+        by_codec.setdefault(member.codec, []).append(member.outbox)
+    return [(codec, tuple(outboxes)) for codec, outboxes in by_codec.items()]
+
 
 class Channels:
     """All channels of this shard, and their subscriptions at the hub."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, counters: ShardCounters) -> None:
         self._hub = hub
+        self._counters = counters
         self._by_name: dict[str, Channel] = {}
 
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __iter__(self) -> Iterator[Channel]:
+        return iter(self._by_name.values())
+
     def get(self, name: str) -> Channel | None:
         """The channel, if it has members here."""
         return self._by_name.get(name)
 
-    def join(self, member: Member, name: str) -> Deferred[Channel]:
-        """Make a session a member once the channel is heard.
+    def hold(self, name: str, history: History | None = None) -> Deferred[Channel]:
+        """Have a channel that is heard; it is kept until ``release``, with members or without.
 
-        Waits without limit while the hub is away: who joins has a deadline, and cancels.
+        Waits without limit while the hub is away: who holds has a deadline, and cancels.
 
+        :param history: what the channel keeps; the same for all who hold it.
         :raises HubRefused: the hub forbids the channel.
         """
         channel = self._by_name.get(name)
         if channel is None:
-            channel = self._by_name[name] = Channel(name)
-        if channel.is_live:
-            channel.add(member)
-            return succeed(channel)
+            channel = self._by_name[name] = Channel(name, history, self._counters)
         channel.joining += 1
-        subscribed = self._hub.subscribe(name)
+        if channel.is_live:
+            return succeed(channel)
 
-        def live(_: object, channel: Channel = channel) -> Channel:
-            channel.joining -= 1
-            channel.is_live = True
-            channel.add(member)
+        def live(position: Position | None, channel: Channel = channel) -> Channel:
+            if not channel.is_live:
+                channel.is_live = True
+                channel.position = position
             return channel
 
         def failed(failure: Failure, channel: Channel = channel) -> Failure:
-            channel.joining -= 1
-            self._release(channel)
+            self.release(channel)
             return failure
 
-        return subscribed.addCallbacks(live, failed)
+        return self._hub.subscribe(name, history).addCallbacks(live, failed)
+
+    def release(self, channel: Channel) -> None:
+        """Hold it no more."""
+        channel.joining -= 1
+        self._drop_empty(channel)
+
+    def join(self, member: Member, name: str, history: History | None = None) -> Deferred[Channel]:
+        """Make a session a member once the channel is heard. Waits like ``hold``.
+
+        :raises HubRefused: the hub forbids the channel.
+        """
+
+        def held(channel: Channel) -> Channel:
+            channel.add(member)
+            channel.joining -= 1
+            return channel
+
+        return self.hold(name, history).addCallback(held)
 
     def leave(self, member: Member, channel: Channel) -> None:
         """Take a session out of a channel. Idempotent."""
         if channel.remove(member):
-            self._release(channel)
+            self._drop_empty(channel)
 
-    def _release(self, channel: Channel) -> None:
+    def _drop_empty(self, channel: Channel) -> None:
         if not channel.members and not channel.joining and self._by_name.get(channel.name) is channel:
             del self._by_name[channel.name]
             self._hub.unsubscribe(channel.name)

@@ -61,3 +61,5 @@ class Codec:
     """The codec of a subscription that has negotiated delta compression, for its first publication."""
     then: Codec | None = None
     """The codec that takes over after one publication."""
+    is_delta: bool = False
+    """Delta compression is negotiated: one of the two codecs for that."""

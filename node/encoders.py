@@ -11,7 +11,7 @@ cuts a character in two cannot travel in a JSON string.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,7 +32,10 @@ __all__ = [
     "json_payload",
     "json_publication",
     "payload",
+    "protobuf_info",
     "protobuf_publication",
+    "publications_for",
+    "recovered_for",
 ]
 
 
@@ -182,6 +185,40 @@ def _quoted(data: bytes) -> bytes:
     return msgspec.json.encode(data.decode())
 
 
+# --- lists ----------------------------------------------------------------------------------------------
+
+
+def publications_for(codec: Codec, publications: Iterable[Publication]) -> list[messages.Publication]:
+    """Publications of a reply, for a client of this codec; what its protocol cannot carry is left out."""
+    if codec.protocol == "json":
+        as_json = (json_publication(publication) for publication in publications)
+        return [publication for publication in as_json if publication is not None]
+    return [protobuf_publication(publication) for publication in publications]
+
+
+def recovered_for(codec: Codec, publications: Iterable[Publication]) -> list[messages.Publication]:
+    """The same for publications of a subscribe result: with delta compression, if that is negotiated."""
+    if not codec.is_delta:
+        return publications_for(codec, publications)
+    is_json = codec.protocol == "json"
+    result = []
+    base: bytes | None = None
+    for publication in publications:
+        data = json_payload(publication) if is_json else payload(publication)
+        if data is None:
+            continue
+        difference = None
+        if publication.delta and base is not None:
+            difference = patch_text(base, data) if is_json else patch(base, data)
+        base = data
+        sent = data if difference is None else difference
+        info = json_info(publication.info) if is_json else protobuf_info(publication.info)
+        result.append(
+            _publication(publication, _quoted(sent) if is_json else sent, info, difference is not None)
+        )
+    return result
+
+
 # --- codecs ---------------------------------------------------------------------------------------------
 
 _ENCODERS: dict[str, tuple[Any, Encoder, Encoder, Encoder]] = {
@@ -202,8 +239,8 @@ def codec_of(
     """
     wire, plain, full, delta = _ENCODERS[protocol]
     name = f"{protocol}/{transport}"
-    differing = Codec(f"{name}/delta", protocol, delta, frame, pack, wire)
-    first = Codec(f"{name}/full", protocol, full, frame, pack, wire, then=differing)
+    differing = Codec(f"{name}/delta", protocol, delta, frame, pack, wire, is_delta=True)
+    first = Codec(f"{name}/full", protocol, full, frame, pack, wire, then=differing, is_delta=True)
     return Codec(name, protocol, plain, frame, pack, wire, full=first)
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from spread.hub.api import Hub, Publication
+from spread.hub.api import Event, Hub, Publication
 from spread.hub.reactor import Clock, Timer
 from spread.node.channel import Channels
 from spread.node.cork import Cork
@@ -25,8 +26,8 @@ from spread.node.pressure import Pressure
 __all__ = ["Fanout"]
 
 PUBLICATION_BYTES = 220
-"""What a waiting publication costs besides its data: its objects. Without it, an inbox bounded to 4 MiB
-could hold a million tiny ones."""
+"""What a waiting event costs besides its data: its objects. Without it, an inbox bounded to 4 MiB could
+hold a million tiny ones."""
 
 REST_SECONDS = 0.005
 REST_EVERY_BYTES = 65536
@@ -39,6 +40,7 @@ PUBLICATIONS_PER_LOOK = 8
 class Fanout:
     """The shard's ``hub.api.Receiver``.
 
+    :param answer: who answers the questions of other shards.
     :param incarnation: the 8 bytes that mark this shard's own publications.
     :param now: seconds with a resolution well below a millisecond.
     """
@@ -55,6 +57,7 @@ class Fanout:
         cork: Cork,
         pressure: Pressure,
         counters: ShardCounters,
+        answer: Callable[[bytes], Deferred[bytes]],
         incarnation: bytes,
         slice_seconds: float,
         inbox_max_bytes: int,
@@ -66,10 +69,11 @@ class Fanout:
         self._cork = cork
         self._pressure = pressure
         self._counters = counters
+        self._answer = answer
         self._incarnation = incarnation
         self._slice_seconds = slice_seconds
         self._inbox_max_bytes = inbox_max_bytes
-        self._inbox: deque[tuple[str, Publication]] = deque()
+        self._inbox: deque[tuple[str, Event]] = deque()
         # A large channel's fan-out that the last slice did not finish, and its name.
         self._begun: tuple[str, Iterator[None]] | None = None
         self._next: Timer | None = None
@@ -83,12 +87,16 @@ class Fanout:
         """Everything received has been handed to the outboxes."""
         return not self._inbox and self._begun is None
 
-    def received(self, channel: str, publication: Publication) -> None:
+    def received(self, channel: str, event: Event) -> None:
         """See ``hub.api.Receiver``."""
         if self._is_stopped:
             return
-        self._inbox.append((channel, publication))
-        self._counters.inbox_bytes += len(publication.data) + PUBLICATION_BYTES
+        self._inbox.append((channel, event))
+        self._counters.inbox_bytes += _size(event)
+
+    def asked(self, question: bytes) -> Deferred[bytes]:
+        """See ``hub.api.Receiver``."""
+        return self._answer(question)
 
     def read_done(self) -> None:
         """See ``hub.api.Receiver``."""
@@ -141,16 +149,17 @@ class Fanout:
         counters = self._counters
         looks = 0
         while inbox:
-            name, publication = inbox.popleft()
-            counters.inbox_bytes -= len(publication.data) + PUBLICATION_BYTES
+            name, event = inbox.popleft()
+            size = _size(event)
+            counters.inbox_bytes -= size
             channel = self._channels.get(name)
             if channel is None:
                 continue  # the last member has left; the subscription lingers
-            counters.spread += 1
-            publisher = publication.session if publication.shard == self._incarnation else 0
-            counters.deliveries += len(channel.members) - (publisher in channel.members)
-            self._bytes_since_rest += len(publication.data)
-            begun = channel.fan_out(publication, publisher)
+            publisher = 0
+            if type(event) is Publication and event.shard == self._incarnation:
+                publisher = event.session
+            self._bytes_since_rest += size - PUBLICATION_BYTES
+            begun = channel.fan_out(event, publisher)
             if self._cork.is_pressed:
                 self._felt(name)
                 if self._is_resting and begun is None:
@@ -187,3 +196,8 @@ class Fanout:
             self._counters.rests += 1
             for outbox in behind:
                 outbox.waited_for()
+
+
+def _size(event: Event) -> int:
+    """Bytes that an event costs while it waits."""
+    return (len(event.data) if type(event) is Publication else 0) + PUBLICATION_BYTES

@@ -25,11 +25,15 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     connects: int = 0
     spread: int = 0
     deliveries: int = 0
+    encoded: int = 0
+    framed: int = 0
+    not_encoded: int = 0
     messages_in: int = 0
     refused_full: int = 0
     refused_address: int = 0
     refused_hub: int = 0
     refused_http: int = 0
+    refused_rate: int = 0
     slow_clients: int = 0
     too_long: int = 0
     rate_limited: int = 0
@@ -40,13 +44,25 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     pressed: int = 0
     rests: int = 0
     held_publishers: int = 0
+    pings: int = 0
+    subscriptions: int = 0
+    errors: dict[int, int] = msgspec.field(default_factory=dict)
+    disconnects: dict[int, int] = msgspec.field(default_factory=dict)
+    api_calls: dict[str, int] = msgspec.field(default_factory=dict)
+    """By method."""
+    api_errors: dict[int, int] = msgspec.field(default_factory=dict)
+    """By the code of the error, or the HTTP status of what was no call."""
 
 
 _SHARD_COUNTERS = {
     "connects": "Connections accepted.",
     "spread": "Publications fanned out to members of this shard.",
     "deliveries": "Members that publications were fanned out to.",
-    "messages_in": "Messages received from clients.",
+    "encoded": "Events encoded; once for each protocol, however many members get them.",
+    "framed": "Frames made of them; once for each protocol and transport.",
+    "not_encoded": "Publications that a protocol cannot carry (bytes that are no JSON, to JSON clients).",
+    "messages_in": "Messages and frames received from clients.",
+    "pings": "Pings sent to clients of the Centrifuge protocol.",
     "slow_clients": "Clients closed because their outbox was over outbox_max_bytes.",
     "too_long": "Clients closed for a message over message_max_bytes.",
     "rate_limited": "Messages refused by max_messages_per_second.",
@@ -62,9 +78,15 @@ _REFUSED = {
     "address": "refused_address",
     "hub": "refused_hub",
     "http": "refused_http",
+    "rate": "refused_rate",
+}
+_SHARD_LABELS = {
+    "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
+    "api_errors": ("code", "Errors of such calls, by their code or HTTP status."),
 }
 _SHARD_GAUGES = {
     "clients": "Clients connected now.",
+    "subscriptions": "Subscriptions of clients of the Centrifuge protocol now.",
     "inbox_bytes": "Bytes of publications received and not yet fanned out.",
 }
 _HUB_COUNTERS = {
@@ -121,6 +143,23 @@ class ShardMetrics(Collector):
         for reason, name in _REFUSED.items():
             refused.add_metric([reason], getattr(self._shard, name))
         yield refused
+        for field, (label, text) in _SHARD_LABELS.items():
+            labelled = CounterMetricFamily(f"spread_{field}", text, labels=[label])
+            for value, number in getattr(self._shard, field).items():
+                labelled.add_metric([str(value)], number)
+            yield labelled
+        for name, text, counts in (
+            ("spread_errors", "Commands answered with an error, by its code.", self._shard.errors),
+            (
+                "spread_disconnects",
+                "Clients disconnected, by the code told.",
+                self._shard.disconnects,
+            ),
+        ):
+            family = CounterMetricFamily(name, text, labels=["code"])
+            for code, count in sorted(counts.items()):
+                family.add_metric([str(code)], count)
+            yield family
         limit = GaugeMetricFamily("spread_limit", "Limits in force; 0 is none.", labels=["setting"])
         for setting, value in sorted(self._limits.items()):
             limit.add_metric([setting], value)

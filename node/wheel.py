@@ -8,6 +8,7 @@ reactor has one timer, for the next list.
 from __future__ import annotations
 
 import math
+from heapq import heappop, heappush
 from typing import Protocol
 
 from twisted.logger import Logger
@@ -35,6 +36,7 @@ class Wheel:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._ticks: dict[int, list[Timed]] = {}
+        self._order: list[int] = []  # a heap of the keys
         self._timer: Timer | None = None
         self._timer_tick = 0
         self._is_stopped = False
@@ -49,6 +51,7 @@ class Wheel:
             entries.append(timed)
             return
         self._ticks[tick] = [timed]
+        heappush(self._order, tick)
         if self._timer is None or tick < self._timer_tick:
             self._wind(tick)
 
@@ -56,6 +59,7 @@ class Wheel:
         """Forget everything. Idempotent."""
         self._is_stopped = True
         self._ticks.clear()
+        self._order.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -72,12 +76,12 @@ class Wheel:
         now = self._clock.seconds()
         # The clock of the reactor may be a hair behind the time that its timer was set for.
         now = max(now, self._timer_tick * TICK_SECONDS)
-        for tick in sorted(tick for tick in self._ticks if tick * TICK_SECONDS <= now):
-            for timed in self._ticks.pop(tick):
+        while self._order and self._order[0] * TICK_SECONDS <= now:
+            for timed in self._ticks.pop(heappop(self._order)):
                 try:
                     timed.due(now)
                 except Exception:
                     # One session must not stop the time of all others.
                     self.log.failure("a timer of {timed}", timed=type(timed).__name__)
-        if self._ticks and self._timer is None:
-            self._wind(min(self._ticks))
+        if self._order:
+            self._wind(self._order[0])

@@ -34,13 +34,15 @@ from spread.hub.api import Format, Hub
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
 from spread.hub.reactor import Clock
 from spread.node import codes
-from spread.node.channel import Channel, Channels, Codec
+from spread.node.channel import Channel, Channels
+from spread.node.codec import Codec
+from spread.node.encoders import TEXT
 from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
-from spread.node.wire.text import Join, Say, error_line, line_of, parse
+from spread.node.wire.text import Join, Say, error_line, parse
 
 __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
 
@@ -112,6 +114,7 @@ class Session:
         "_shared",
         "_unacknowledged",
         "_unacknowledged_bytes",
+        "codec",
         "number",
         "outbox",
         "state",
@@ -120,6 +123,7 @@ class Session:
     def __init__(self, number: int, edge: Edge, outbox: Outbox, shared: Surroundings) -> None:
         self.number = number
         self.outbox = outbox
+        self.codec: Codec = TEXT
         self.state = SessionState.OPENING
         self._edge = edge
         self._shared = shared
@@ -140,9 +144,12 @@ class Session:
         self._rate = Rate(limit, shared.clock.seconds()) if limit else None
 
     @property
-    def codec(self) -> Codec:
-        """How publications are written for this client."""
-        return line_of
+    def hears_joins(self) -> bool:
+        """See ``channel.Member``: people who type are not told of machines that come and go."""
+        return False
+
+    def broken(self) -> None:
+        """See ``channel.Member``: the text protocol has no positions."""
 
     @property
     def _is_alive(self) -> bool:

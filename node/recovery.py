@@ -1,0 +1,60 @@
+"""What a client that comes back has missed (section 6 of the protocol). Decisions only: no Twisted, no I/O.
+
+While the history of a channel is being read, the channel goes on and its fan-out is collected. Both
+together must reach, without a hole, from where the client was to where the channel is in the moment in
+which the client becomes a member; what comes after that it gets live. Otherwise nothing is recovered, and
+the client is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spread.hub.api import Position, Publication, Stream
+
+__all__ = ["newest", "recovered"]
+
+
+def recovered(
+    known: Position, stream: Stream, collected: Sequence[Publication] | None, now: Position, limit: int
+) -> list[Publication] | None:
+    """Stream mode: what came after ``known``, oldest first; ``None`` if that cannot be told.
+
+    :param known: where the client was; the epoch "" is any.
+    :param stream: the history after ``known``, read while ``collected`` was fanned out.
+    :param collected: what was fanned out since before ``stream`` was asked for; ``None``: more than was kept.
+    :param now: where the channel is.
+    :param limit: publications at most.
+    """
+    if known.epoch not in ("", now.epoch) or stream.position.epoch != now.epoch or collected is None:
+        return None
+    missed: list[Publication] = []
+    next_offset = known.offset + 1
+    for publication in (*stream.publications, *collected):
+        if publication.epoch not in ("", now.epoch):
+            return None
+        if next_offset <= publication.offset <= now.offset:
+            if publication.offset != next_offset:
+                return None  # trimmed, or expired
+            missed.append(publication)
+            next_offset += 1
+    if next_offset != now.offset + 1 or len(missed) > limit:
+        return None
+    return missed
+
+
+def newest(
+    known: Position, stream: Stream, collected: Sequence[Publication] | None, now: Position
+) -> list[Publication] | None:
+    """Cache mode: the newest publication, if the client does not have it; ``None`` if there is none to give.
+
+    :param known: where the client was; offset 0: nowhere.
+    """
+    if collected is None or stream.position.epoch != now.epoch:
+        return None
+    if known.offset and known.epoch == now.epoch and known.offset == now.offset:
+        return []
+    for publication in (*reversed(collected), *stream.publications):
+        if publication.offset == now.offset:
+            return [publication]
+    return None

@@ -1,0 +1,597 @@
+"""A client of the Centrifuge protocol, as the shard sees it (sections 4 to 9 of the protocol).
+
+    state       event                                next        what happens
+    NEW         connect                              CONNECTING  its token is verified, its server-side
+                                                                 subscriptions are prepared
+    NEW         any other command                    CLOSING     3501
+    NEW         client.stale_close_delay is over     CLOSING     3502
+    CONNECTING  further commands                     CONNECTING  wait, in order; it is not read
+    CONNECTING  all is well                          CONNECTED   the connect reply, then what waited
+    CONNECTING  refused with an error                REFUSED     the error; what waited is dropped
+    CONNECTING  refused with a disconnect            CLOSING     its code
+    REFUSED     any command                          CLOSING     3501
+    CONNECTED   connect, ping, no known method       CLOSING     3501
+    CONNECTED   any other command                    CONNECTED   see ``commands``
+    CONNECTED   no pong, expired, too slow, …        CLOSING     3012, 3005, 3008, …
+    any         a frame that is none                 CLOSING     3501
+    any         the shard stops                      CLOSING     3001
+    any         connection lost                      CLOSED      it leaves its channels
+
+Commands begin in the order in which they came. One that must wait for the hub does not hold up the others,
+but for those of its own channel while that is being subscribed: whoever subscribes and publishes in one frame
+does so in this order, and of subscribe and unsubscribe the later one wins.
+
+A session never touches a transport: it has an outbox to write to, and an ``Edge`` to ask for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from spread.hub.errors import HubError, MessageTooLarge
+from spread.node import codes
+from spread.node.codec import Codec, Wire
+from spread.node.limits import Rate
+from spread.node.outbox import Outbox
+from spread.node.session.contract import Edge, Visit
+from spread.node.session.shared import Ended, Refused, Shared
+from spread.node.session.subscribing import depart, refresh_presence
+from spread.node.session.subscription import Subscription
+from spread.node.wire import messages
+from spread.node.wire.messages import Command, ProtocolError, Reply
+
+__all__ = ["CentrifugeSession", "SessionState"]
+
+MAX_UNACKNOWLEDGED_BYTES = 131072
+"""Data of a client's publications that may be on their way to the hub; above it the client is not read."""
+
+
+Outcome = messages.Result | None
+"""What a command comes to; ``None``: no reply."""
+
+Run = Callable[["CentrifugeSession", Command], "Deferred[Outcome] | Outcome"]
+
+
+class SessionState(Enum):
+    """See the table at the top of this module."""
+
+    NEW = "new"
+    CONNECTING = "connecting"
+    REFUSED = "refused"
+    CONNECTED = "connected"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+_ALIVE = frozenset({SessionState.NEW, SessionState.CONNECTING, SessionState.REFUSED, SessionState.CONNECTED})
+
+
+class CentrifugeSession:
+    """One client.
+
+    :param number: unique on this shard, never 0.
+    :param client: its id, as others see it.
+    :param secret: the id of an emulated session, known to its client alone.
+    :param run: what does a command in state CONNECTED; see ``commands.run``.
+    """
+
+    log = Logger("spread.node.session.centrifuge")
+
+    __slots__ = (
+        "_busy",
+        "_commands_rate",
+        "_edge",
+        "_errors",
+        "_is_batching",
+        "_is_held",
+        "_is_reading",
+        "_open_bytes",
+        "_open_commands",
+        "_ping_at",
+        "_pong_by",
+        "_present_at",
+        "_replies",
+        "_run",
+        "_waiting",
+        "_wheel_at",
+        "_working",
+        "client",
+        "codec",
+        "conn_info",
+        "expire_at",
+        "number",
+        "outbox",
+        "secret",
+        "shared",
+        "state",
+        "subscribing",
+        "subscriptions",
+        "token_channels",
+        "user",
+        "visit",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        client: str,
+        secret: str,
+        edge: Edge,
+        outbox: Outbox,
+        codec: Codec,
+        visit: Visit,
+        shared: Shared,
+        run: Callable[
+            [CentrifugeSession, Command], Deferred[messages.Result | None] | messages.Result | None
+        ],
+    ) -> None:
+        self.number = number
+        self.client = client
+        self.secret = secret
+        self.outbox = outbox
+        self.codec = codec
+        self.visit = visit
+        self.shared = shared
+        self.state = SessionState.NEW
+        self.user = ""
+        self.conn_info = b""
+        self.expire_at = 0
+        """When the connection expires, in seconds since 1970; 0: never."""
+        self.token_channels: frozenset[str] = frozenset()
+        """The server-side channels of the connection token."""
+        self.subscriptions: dict[str, Subscription] = {}
+        self.subscribing = 0
+        """Subscriptions on their way."""
+        self._edge = edge
+        self._run = run
+        # Channels that are being subscribed, and the commands that wait for that.
+        self._busy: dict[str, deque[Command]] | None = None
+        # Commands that wait until the client is connected.
+        self._waiting: deque[Command] | None = None
+        # What was begun and is not done; cancelled when the session ends.
+        self._working: set[Deferred[Any]] | None = None
+        self._replies: list[bytes] = []
+        self._is_batching = False
+        self._open_commands = 0
+        self._open_bytes = 0
+        self._errors = 0
+        self._is_reading = True
+        self._is_held = False
+        now = shared.clock.seconds()
+        limit = shared.client.commands_per_second
+        self._commands_rate = Rate(limit, now) if limit else None
+        self._ping_at = self._pong_by = self._present_at = math.inf
+        self._wheel_at = math.inf
+        if shared.client.stale_close_delay:
+            self._wake_by(now + shared.client.stale_close_delay)
+
+    # -- what the client says --------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """It has not been told to go, and its connection is there."""
+        return self.state in _ALIVE
+
+    @property
+    def _wire(self) -> Wire:
+        assert self.codec.wire is not None
+        return self.codec.wire
+
+    def received(self, frame: bytes) -> None:
+        """See ``contract.EdgeSession``."""
+        if not self.is_alive:
+            return
+        self.shared.counters.messages_in += 1
+        try:
+            commands = self._wire.decode(frame)
+        except ProtocolError as error:
+            self.violated(error.reason)
+            return
+        self._is_batching = True
+        for command in commands:
+            self._take(command)
+            if not self.is_alive:
+                break
+        self._is_batching = False
+        self._write_replies()
+        self._read_or_not()
+
+    def _take(self, command: Command) -> None:
+        """Begin a command, or let it wait."""
+        request = command.request
+        if request is None:
+            self._pong_by = math.inf
+            return
+        state = self.state
+        if state is SessionState.CONNECTING:
+            assert self._waiting is not None
+            self._waiting.append(command)
+        elif state is SessionState.NEW and type(request) is messages.ConnectRequest:
+            self.state = SessionState.CONNECTING
+            self._waiting = deque()
+            self._begin(command)
+        elif state is not SessionState.CONNECTED:
+            self.violated("a command before connect" if state is SessionState.NEW else "a command after that")
+        elif type(request) is messages.ConnectRequest or type(request) is messages.PingRequest:
+            self.violated("a second connect" if type(request) is messages.ConnectRequest else "a ping")
+        elif self._may_command(command):
+            channel = getattr(request, "channel", "")
+            if self._busy and channel in self._busy:
+                self._busy[channel].append(command)
+                self._open_commands += 1
+            else:
+                self._begin(command)
+
+    def _may_command(self, command: Command) -> bool:
+        now = self.shared.clock.seconds()
+        rates = (self._commands_rate, self.shared.registry.rate_of(self.user))
+        if all(rate is None or rate.take(now) for rate in rates):
+            return True
+        self.shared.counters.rate_limited += 1
+        if command.id:
+            self.answer_error(command.id, codes.TOO_MANY_REQUESTS)
+        else:
+            self.end(codes.TOO_MANY_COMMANDS)
+        return False
+
+    def _begin(self, command: Command) -> None:
+        try:
+            result = self._run(self, command)
+        except (Refused, Ended) as error:
+            self._fail(command, error)
+            return
+        if not isinstance(result, Deferred):
+            self._answer(command, result)
+            return
+        if result.called and not result.paused and not isinstance(result.result, Failure | Deferred):
+            self._answer(command, result.result)
+            return
+        self._wait_for(command, result)
+
+    def _wait_for(self, command: Command, result: Deferred[messages.Result | None]) -> None:
+        """Answer when it is done. What it is about is held back meanwhile, if it must be."""
+        request = command.request
+        size = len(request.data) if type(request) is messages.PublishRequest else 0
+        channel = ""
+        if type(request) is messages.SubscribeRequest or type(request) is messages.SubRefreshRequest:
+            channel = request.channel
+        if channel:
+            if self._busy is None:
+                self._busy = {}
+            self._busy[channel] = deque()
+        if self._working is None:
+            self._working = set()
+        self._working.add(result)
+        self._open_commands += 1
+        self._open_bytes += size
+
+        def done(outcome: Any) -> Any:
+            self._open_commands -= 1
+            self._open_bytes -= size
+            if self._working is not None:
+                self._working.discard(result)
+            return outcome
+
+        def succeeded(value: messages.Result | None) -> None:
+            self._answer(command, value)
+
+        def failed(failure: Failure) -> None:
+            self._fail(command, failure.value)
+
+        def go_on(_: object) -> None:
+            if channel and self._busy is not None:
+                self._go_on(channel)
+            if not self._is_reading:
+                self._read_or_not()
+
+        result.addBoth(done)
+        result.addCallbacks(succeeded, failed)
+        result.addCallback(go_on)
+        result.addErrback(self._bug)
+
+    def _go_on(self, channel: str) -> None:
+        """A channel is not busy any more: do what waited for that."""
+        assert self._busy is not None
+        waiting = self._busy.pop(channel, None)
+        self._open_commands -= len(waiting or ())
+        was_batching, self._is_batching = self._is_batching, True
+        while waiting and self.is_alive:
+            if channel in self._busy:
+                # Busy again: the rest waits for that.
+                self._busy[channel].extend(waiting)
+                self._open_commands += len(waiting)
+                break
+            self._begin(waiting.popleft())
+        self._is_batching = was_batching
+        if not self._is_batching:
+            self._write_replies()
+
+    def _bug(self, failure: Failure) -> None:
+        self.log.failure("session {number}", failure, number=self.number)
+        self.end(codes.SERVER_ERROR)
+
+    # -- answers ---------------------------------------------------------------------------------------------
+
+    def _answer(self, command: Command, result: messages.Result | None) -> None:
+        if result is None or not self.is_alive:
+            return
+        if type(result) is messages.ConnectResult:
+            self._connected(command, result)
+        elif command.id:
+            self.write(Reply(command.id, result))
+
+    def _fail(self, command: Command, error: BaseException) -> None:
+        """The one place where what went wrong becomes a code of the protocol."""
+        if not self.is_alive:
+            return
+        if isinstance(error, Ended):
+            self.note(f"{error.disconnect.code} {error.disconnect.reason}", error.detail)
+            self.end(error.disconnect)
+            return
+        if isinstance(error, Refused):
+            answer = error.error
+            if self.state is SessionState.CONNECTING:
+                self.note(f"{answer.code} {answer.message}", error.detail)
+        elif isinstance(error, MessageTooLarge):
+            answer = codes.LIMIT_EXCEEDED
+        elif isinstance(error, HubError | CancelledError | TimeoutError):
+            self.shared.counters.publish_errors += type(command.request) is messages.PublishRequest
+            answer = codes.INTERNAL_ERROR
+        else:
+            self._bug(Failure(error))
+            return
+        if self.state is SessionState.CONNECTING:
+            self.state = SessionState.REFUSED
+            self._waiting = None
+        if command.id:
+            self.answer_error(command.id, answer)
+        self._read_or_not()
+
+    def answer_error(self, id: int, error: codes.Error) -> None:
+        """Refuse a command; too many of that end the connection."""
+        self.shared.counters.errors[error.code] = self.shared.counters.errors.get(error.code, 0) + 1
+        self._errors += 1
+        limit = self.shared.client.errors_limit
+        self.write(Reply(id, messages.Error(error.code, error.message, error.temporary)))
+        if limit and self._errors > limit:
+            self.note("3509 too many errors", f"{self._errors} of them")
+            self.end(codes.TOO_MANY_ERRORS)
+
+    def write(self, reply: Reply) -> None:
+        """Send a reply or a push; what is written during one frame of the client goes out as one."""
+        encoded = self._wire.encode_reply(reply)
+        if self._is_batching:
+            self._replies.append(encoded)
+        else:
+            self.outbox.write(self.codec.frame(encoded))
+
+    def push(self, channel: str, event: messages.Event) -> None:
+        """Send a push."""
+        self.write(Reply(0, messages.Push(channel, event)))
+
+    def _write_replies(self) -> None:
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self.outbox.write(self.codec.pack(replies))
+
+    # -- connected -------------------------------------------------------------------------------------------
+
+    def _connected(self, command: Command, result: messages.ConnectResult) -> None:
+        self.state = SessionState.CONNECTED
+        self.write(Reply(command.id, result))
+        now = self.shared.clock.seconds()
+        client = self.shared.client
+        if result.ping:
+            # Somewhere in the second half of the interval, so that those who came together do not answer
+            # together for ever.
+            self._ping_at = now + client.ping_interval * (0.5 + self.shared.random() / 2)
+        self._present_at = now + client.presence_update_interval * (0.5 + self.shared.random() / 2)
+        self.schedule()
+        waiting, self._waiting = self._waiting, None
+        was_batching, self._is_batching = self._is_batching, True
+        while waiting and self.is_alive:
+            self._take(waiting.popleft())
+        self._is_batching = was_batching
+        if not was_batching:
+            self._write_replies()
+        self._read_or_not()
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> None:
+        """Something that comes with time has changed."""
+        self._wake_by(self._next_due())
+
+    def _wake_by(self, seconds: float) -> None:
+        if seconds < self._wheel_at:
+            self._wheel_at = seconds
+            self.shared.wheel.at(seconds, self)
+
+    def _next_due(self) -> float:
+        due = min(self._ping_at, self._pong_by, self._present_at)
+        expiry = self._expiry()
+        if expiry:
+            due = min(due, self.shared.clock.seconds() + max(0.0, expiry - self.shared.now()))
+        return due
+
+    def _expiry(self) -> float:
+        """When the next of connection and subscriptions is closed for its expiry; 0: none."""
+        client = self.shared.client
+        first = self.expire_at + client.expired_close_delay if self.expire_at else math.inf
+        for subscription in self.subscriptions.values():
+            if subscription.expire_at:
+                first = min(first, subscription.expire_at + client.expired_sub_close_delay)
+        return 0 if first == math.inf else first
+
+    def due(self, now: float) -> None:
+        """See ``wheel.Timed``."""
+        if now < self._wheel_at or not self.is_alive:
+            return  # it was asked for something that has been put forward
+        self._wheel_at = math.inf
+        if self.state is not SessionState.CONNECTED:
+            self.note("3502 stale", "it has not connected in time")
+            self.end(codes.STALE)
+            return
+        if self._pong_by <= now:
+            self.end(codes.NO_PONG)
+            return
+        if self._expiry():
+            self._check_expiry()
+            if not self.is_alive:
+                return
+        if self._ping_at <= now:
+            self._ping(now)
+        if self._present_at <= now:
+            self._present_at = now + self.shared.client.presence_update_interval
+            for subscription in self.subscriptions.values():
+                if subscription.is_present:
+                    refresh_presence(self.shared, subscription)
+        self.schedule()
+
+    def _ping(self, now: float) -> None:
+        client = self.shared.client
+        self.outbox.write(self.codec.frame(self._wire.PING))
+        self.shared.counters.pings += 1
+        self._ping_at = now + client.ping_interval
+        if client.pong_timeout:
+            self._pong_by = now + client.pong_timeout
+
+    def _check_expiry(self) -> None:
+        shared = self.shared
+        now = shared.now()
+        if self.expire_at and self.expire_at + shared.client.expired_close_delay <= now:
+            self.end(codes.CONNECTION_EXPIRED)
+            return
+        for subscription in list(self.subscriptions.values()):
+            expire_at = subscription.expire_at
+            if expire_at and expire_at + shared.client.expired_sub_close_delay <= now:
+                if subscription.is_server_side:
+                    self.end(codes.SUBSCRIPTION_EXPIRED)
+                    return
+                self.unsubscribe(subscription, codes.UNSUBSCRIBE_EXPIRED)
+
+    # -- subscriptions ---------------------------------------------------------------------------------------
+
+    def lost_position(self, subscription: Subscription) -> None:
+        """See ``subscription.Owner``."""
+        if subscription.is_server_side:
+            self.end(codes.INSUFFICIENT_STATE)
+        else:
+            self.unsubscribe(subscription, codes.UNSUBSCRIBE_INSUFFICIENT)
+
+    def subscribed(self, subscription: Subscription) -> None:
+        """The client is a member of a channel now."""
+        self.subscriptions[subscription.channel.name] = subscription
+        self.shared.counters.subscriptions += 1
+        if subscription.expire_at:
+            self.schedule()
+
+    def unsubscribe(self, subscription: Subscription, why: codes.Unsubscribe | None = None) -> None:
+        """Take the client out of a channel.
+
+        :param why: it is told so; ``None``: it has asked for it.
+        """
+        name = subscription.channel.name
+        if self.subscriptions.get(name) is not subscription:
+            return
+        del self.subscriptions[name]
+        self.shared.counters.subscriptions -= 1
+        depart(self.shared, subscription)
+        if why is not None:
+            self.push(name, messages.Unsubscribe(why.code, why.reason))
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def hold(self, channel: str) -> None:
+        """It has published: do not read it for a moment if receivers of the channel can hardly keep up."""
+        if not self._is_held and self.shared.pressure.hold(channel, self):
+            self._is_held = True
+            self.shared.counters.held_publishers += 1
+
+    def released(self) -> None:
+        """See ``pressure.Publisher``."""
+        self._is_held = False
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Read the client only while what it says can be worked on."""
+        if not self.is_alive:
+            return
+        # Stop at the limit, go on at half of it: not one pause for each command.
+        share = 1.0 if self._is_reading else 0.5
+        is_crowded = (
+            self._open_commands >= self.shared.client.max_unacknowledged_commands * share
+            or self._open_bytes >= MAX_UNACKNOWLEDGED_BYTES * share
+        )
+        wanted = not (is_crowded or self._is_held or self.state is SessionState.CONNECTING)
+        if wanted is not self._is_reading:
+            self._is_reading = wanted
+            if wanted:
+                self._edge.resume_reading()
+            else:
+                self.shared.counters.reading_pauses += is_crowded
+                self._edge.pause_reading()
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def note(self, what: str, why: str) -> None:
+        """Log something about this client."""
+        self.shared.registry.note(self, what, why)
+
+    def violated(self, detail: str) -> None:
+        """It does not speak the protocol."""
+        self.note("3501 bad request", detail)
+        self.end(codes.BAD_PROTOCOL)
+
+    def end(self, disconnect: codes.Disconnect) -> None:
+        """Tell the client why, and end the connection. Idempotent."""
+        if not self.is_alive:
+            return
+        self._write_replies()
+        if not self.is_alive:
+            return  # that was the last straw for its outbox
+        self.state = SessionState.CLOSING
+        disconnects = self.shared.counters.disconnects
+        disconnects[disconnect.code] = disconnects.get(disconnect.code, 0) + 1
+        self._leave()
+        self._edge.close(disconnect)
+
+    def cut(self) -> None:
+        """Drop the connection now."""
+        self._edge.cut()
+
+    def lost(self) -> None:
+        """See ``contract.EdgeSession``."""
+        if self.state is SessionState.CLOSED:
+            return
+        if self.is_alive:
+            disconnects = self.shared.counters.disconnects
+            code = codes.CONNECTION_CLOSED.code
+            disconnects[code] = disconnects.get(code, 0) + 1
+        self.state = SessionState.CLOSED
+        self._leave()
+        self.outbox.abandon()
+        self.shared.registry.gone(self, self.visit.address)
+
+    def _leave(self) -> None:
+        """Leave all channels; cancel what was begun."""
+        self._waiting = self._busy = None
+        working, self._working = self._working, None
+        for result in list(working or ()):
+            result.cancel()
+        for subscription in list(self.subscriptions.values()):
+            self.unsubscribe(subscription)
+
+    def with_deadline(self, result: Deferred[Any]) -> Deferred[Any]:
+        """The same, failing when the hub takes too long."""
+        if not result.called:
+            result.addTimeout(self.shared.hub_seconds, cast(Any, self.shared.clock))
+        return result

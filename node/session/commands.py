@@ -1,0 +1,343 @@
+"""What a connected client asks for (sections 5 and 7 of the protocol): one function for each command.
+
+Each gives the result, or a Deferred of it, or ``None`` where no reply is due; it raises ``Refused`` for an
+error and ``Ended`` for a disconnect, as its Deferred does. ``HubError`` becomes error 100, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from spread.hub.api import ClientInfo, Format, Position, PresenceStats, PublishOptions, Stream
+from spread.node import codes
+from spread.node.encoders import json_info, protobuf_info, publications_for
+from spread.node.jwks import JwksUnavailable
+from spread.node.keys import TokenExpired, TokenInvalid
+from spread.node.namespaces import ChannelOptions
+from spread.node.permissions import may_publish, may_read_history, may_see_presence
+from spread.node.session.centrifuge import CentrifugeSession, Outcome
+from spread.node.session.connecting import connect, verified_connection
+from spread.node.session.shared import Ended, Refused
+from spread.node.session.subscribing import announce_join, permit, prepare
+from spread.node.wire import json
+from spread.node.wire.messages import (
+    Command,
+    ConnectRequest,
+    HistoryRequest,
+    HistoryResult,
+    PresenceRequest,
+    PresenceResult,
+    PresenceStatsRequest,
+    PresenceStatsResult,
+    ProtocolError,
+    PublishRequest,
+    PublishResult,
+    RefreshRequest,
+    RefreshResult,
+    RPCRequest,
+    SendRequest,
+    SubRefreshRequest,
+    SubRefreshResult,
+    SubscribeRequest,
+    SubscribeResult,
+    UnsubscribeRequest,
+    UnsubscribeResult,
+)
+
+__all__ = ["run"]
+
+DELTA_TYPES = ("", "fossil")
+
+
+def run(session: CentrifugeSession, command: Command) -> Deferred[Outcome] | Outcome:
+    """Do a command."""
+    return _COMMANDS[type(command.request)](session, command.request)
+
+
+def _options(session: CentrifugeSession, channel: str) -> ChannelOptions:
+    if not channel:
+        raise Ended(codes.BAD_PROTOCOL, "no channel")
+    options = session.shared.namespaces.options(channel)
+    if options is None:
+        raise Refused(codes.UNKNOWN_CHANNEL)
+    return options
+
+
+# --- coming in, going out -------------------------------------------------------------------------------
+
+
+def _connect(session: CentrifugeSession, request: ConnectRequest) -> Deferred[Outcome]:
+    return session.with_deadline(Deferred.fromCoroutine(connect(session, request)))
+
+
+def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferred[Outcome]:
+    # The rows of the table in section 5, in their order.
+    shared = session.shared
+    channel = request.channel
+    if not channel:
+        raise Ended(codes.BAD_PROTOCOL, "no channel")
+    if shared.namespaces.is_too_long(channel):
+        raise Refused(codes.BAD_REQUEST)
+    if channel in session.subscriptions:
+        raise Refused(codes.ALREADY_SUBSCRIBED)
+    if len(session.subscriptions) + session.subscribing >= shared.client.channel_limit:
+        raise Refused(codes.LIMIT_EXCEEDED)
+    options = _options(session, channel)
+    if shared.namespaces.why_invalid(channel):
+        raise Refused(codes.BAD_REQUEST)
+    if request.delta not in DELTA_TYPES:
+        raise Ended(codes.BAD_PROTOCOL, f"delta {request.delta[:16]!r}")
+    session.subscribing += 1
+
+    def over(outcome: Any) -> Any:
+        session.subscribing -= 1
+        return outcome
+
+    subscribing = session.with_deadline(Deferred.fromCoroutine(_subscribed(session, request, options)))
+    return subscribing.addBoth(over)
+
+
+async def _subscribed(
+    session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions
+) -> SubscribeResult | None:
+    shared = session.shared
+    grant = await permit(shared, session, request, options)
+    if request.tf:
+        raise Refused(codes.BAD_REQUEST, "tags filters are not supported")
+    arrival = await prepare(shared, session, request, options, grant)
+    subscription, result = arrival.settle()
+    session.subscribed(subscription)
+    announce_join(shared, subscription)
+    return result
+
+
+def _unsubscribe(session: CentrifugeSession, request: UnsubscribeRequest) -> Outcome:
+    if not request.channel:
+        raise Ended(codes.BAD_PROTOCOL, "no channel")
+    subscription = session.subscriptions.get(request.channel)
+    if subscription is not None:
+        session.unsubscribe(subscription)
+    return UnsubscribeResult()
+
+
+# --- publish --------------------------------------------------------------------------------------------
+
+
+def _publish(session: CentrifugeSession, request: PublishRequest) -> Deferred[Outcome]:
+    shared = session.shared
+    channel, data = request.channel, request.data
+    if not channel:
+        raise Ended(codes.BAD_PROTOCOL, "no channel")
+    options = shared.namespaces.options(channel)
+    if not data and (options is None or options.publication_data_format != "binary"):
+        raise Refused(codes.BAD_REQUEST)
+    if options is None:
+        raise Refused(codes.UNKNOWN_CHANNEL)
+    if request.type:
+        raise Refused(codes.BAD_REQUEST, "map publications are not supported")
+    subscription = session.subscriptions.get(channel)
+    if not (shared.client.insecure or may_publish(options, session.user, subscription is not None)):
+        raise Refused(codes.PERMISSION_DENIED)
+    format_ = _format(session, data, options.publication_data_format)
+    info = (
+        subscription.info
+        if subscription is not None
+        else ClientInfo(session.user, session.client, session.conn_info)
+    )
+    taken = shared.hub.publish(
+        channel,
+        data,
+        format_,
+        0,  # the publisher gets it too, if it is subscribed
+        PublishOptions(history=options.history, info=info, delta=options.delta_publish),
+    )
+    session.hold(channel)
+    return taken.addCallback(_published)
+
+
+_PUBLISHED = PublishResult()
+
+
+def _published(_: Position | None) -> Outcome:
+    return _PUBLISHED
+
+
+def _format(session: CentrifugeSession, data: bytes, wanted: str) -> Format:
+    """What the data is.
+
+    :raises Refused: it is not what the channel takes.
+    """
+    if session.codec.protocol == "json":
+        is_json = True  # it was decoded as such
+    else:
+        try:
+            # JSON on several lines must stay what it is for Protobuf clients.
+            is_json = json.embeddable(data) == data
+            if not is_json and wanted in ("json", "json_object"):
+                return Format.BINARY
+        except ProtocolError:
+            is_json = False
+    if (wanted in ("json", "json_object") and not is_json) or (
+        wanted == "json_object" and data.lstrip()[:1] != b"{"
+    ):
+        raise Refused(codes.BAD_REQUEST)
+    return Format.JSON if is_json else Format.BINARY
+
+
+# --- asking ---------------------------------------------------------------------------------------------
+
+
+def _presence(session: CentrifugeSession, request: PresenceRequest) -> Deferred[Outcome]:
+    _check_presence(session, request.channel)
+    asked = session.shared.hub.presence(request.channel)
+    info_of: Any = json_info if session.codec.protocol == "json" else protobuf_info
+
+    def told(present: dict[str, ClientInfo]) -> Outcome:
+        return PresenceResult({client: info_of(info) for client, info in present.items()})
+
+    return session.with_deadline(asked.addCallback(told))
+
+
+def _presence_stats(session: CentrifugeSession, request: PresenceStatsRequest) -> Deferred[Outcome]:
+    _check_presence(session, request.channel)
+
+    def told(stats: PresenceStats) -> Outcome:
+        return PresenceStatsResult(stats.num_clients, stats.num_users)
+
+    return session.with_deadline(session.shared.hub.presence_stats(request.channel).addCallback(told))
+
+
+def _check_presence(session: CentrifugeSession, channel: str) -> None:
+    options = _options(session, channel)
+    if not options.presence:
+        raise Refused(codes.NOT_AVAILABLE)
+    is_subscribed = channel in session.subscriptions
+    if not (session.shared.client.insecure or may_see_presence(options, session.user, is_subscribed)):
+        raise Refused(codes.PERMISSION_DENIED)
+
+
+def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Outcome]:
+    shared = session.shared
+    channel, since = request.channel, request.since
+    options = _options(session, channel)
+    if options.history is None:
+        raise Refused(codes.NOT_AVAILABLE)
+    if not (
+        shared.client.insecure or may_read_history(options, session.user, channel in session.subscriptions)
+    ):
+        raise Refused(codes.PERMISSION_DENIED)
+    if request.limit < -1 or (request.reverse and since is not None and since.offset == 0):
+        raise Refused(codes.BAD_REQUEST)
+    cap = shared.client.history_max_publication_limit
+    limit = request.limit
+    if cap and not 0 <= limit <= cap:
+        limit = cap
+
+    def told(stream: Stream) -> Outcome:
+        position = stream.position
+        if since is not None and since.epoch and since.epoch != position.epoch:
+            raise Refused(codes.UNRECOVERABLE_POSITION)
+        publications = publications_for(session.codec, stream.publications)
+        return HistoryResult(publications, position.epoch, position.offset)
+
+    asked = shared.hub.history(
+        channel,
+        options.history,
+        since=None if since is None else Position(since.epoch, since.offset),
+        limit=limit,
+        reverse=request.reverse,
+    )
+    return session.with_deadline(asked.addCallback(told))
+
+
+def _rpc(session: CentrifugeSession, request: RPCRequest) -> Outcome:
+    raise Refused(codes.NOT_AVAILABLE)  # there is no application yet
+
+
+def _send(session: CentrifugeSession, request: SendRequest) -> Outcome:
+    raise Ended(codes.NO_HANDLER, "a message, and no application to take it")
+
+
+# --- tokens anew ----------------------------------------------------------------------------------------
+
+
+def _refresh(session: CentrifugeSession, request: RefreshRequest) -> Deferred[Outcome]:
+    if not request.token:
+        raise Ended(codes.BAD_PROTOCOL, "a refresh without a token")
+    return session.with_deadline(Deferred.fromCoroutine(_refreshed(session, request.token)))
+
+
+async def _refreshed(session: CentrifugeSession, text: str) -> RefreshResult:
+    shared = session.shared
+    token = await verified_connection(shared, text, Ended(codes.CONNECTION_EXPIRED, "the new token, too"))
+    if token.user != session.user:
+        raise Ended(codes.INVALID_TOKEN, "the new token is for another user")
+    if frozenset(token.subscriptions) != session.token_channels:
+        raise Ended(codes.INSUFFICIENT_STATE, "the new token has other channels")
+    session.expire_at = 0 if shared.client.insecure else token.expire_at or 0
+    session.schedule()
+    ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
+    return RefreshResult(client=session.client, version=shared.version, expires=bool(ttl), ttl=ttl)
+
+
+def _sub_refresh(session: CentrifugeSession, request: SubRefreshRequest) -> Deferred[Outcome]:
+    if request.type:
+        raise Refused(codes.PERMISSION_DENIED, "shared-poll subscriptions are not supported")
+    if request.channel and request.channel not in session.subscriptions:
+        raise Refused(codes.PERMISSION_DENIED)
+    if not request.token:
+        raise Refused(codes.BAD_REQUEST)
+    return session.with_deadline(Deferred.fromCoroutine(_sub_refreshed(session, request)))
+
+
+async def _sub_refreshed(session: CentrifugeSession, request: SubRefreshRequest) -> SubRefreshResult:
+    shared = session.shared
+    if shared.subscription_tokens is None:
+        raise Ended(codes.INVALID_TOKEN, "no key for subscription tokens is configured")
+    try:
+        token = await shared.subscription_tokens.verify_subscription(request.token)
+    except TokenExpired as error:
+        raise Ended(codes.SUBSCRIPTION_EXPIRED, str(error)) from None
+    except TokenInvalid as error:
+        raise Ended(codes.INVALID_TOKEN, str(error)) from None
+    except JwksUnavailable as error:
+        raise Refused(codes.INTERNAL_ERROR, str(error)) from None
+    # Some SDKs leave the channel out; the token names it.
+    channel = request.channel or token.channel
+    subscription = session.subscriptions.get(channel)
+    if subscription is None:
+        raise Refused(codes.PERMISSION_DENIED)
+    if not subscription.expire_at:
+        raise Ended(codes.BAD_PROTOCOL, "the subscription does not expire")
+    if token.channel != channel:
+        raise Ended(codes.INVALID_TOKEN, "the new token is for another channel")
+    if token.user != session.user:
+        raise Ended(codes.INVALID_TOKEN, "the new token is for another user")
+    if token.client and token.client != session.client:
+        raise Ended(codes.INVALID_TOKEN, "the new token is for another client")
+    subscription.expire_at = token.expire_at or 0
+    session.schedule()
+    ttl = max(1, int(subscription.expire_at - shared.now())) if subscription.expire_at else 0
+    return SubRefreshResult(bool(ttl), ttl)
+
+
+_COMMANDS: dict[
+    type[msgspec.Struct] | type[None],
+    Callable[[CentrifugeSession, Any], Deferred[Outcome] | Outcome],
+] = {
+    ConnectRequest: _connect,
+    SubscribeRequest: _subscribe,
+    UnsubscribeRequest: _unsubscribe,
+    PublishRequest: _publish,
+    PresenceRequest: _presence,
+    PresenceStatsRequest: _presence_stats,
+    HistoryRequest: _history,
+    RPCRequest: _rpc,
+    SendRequest: _send,
+    RefreshRequest: _refresh,
+    SubRefreshRequest: _sub_refresh,
+}

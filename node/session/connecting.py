@@ -1,0 +1,174 @@
+"""How a client gets in (section 4 of the protocol): who it is, and which channels it is in from the start.
+
+1.  A token, if it sent one, decides alone.
+2.  Else a trusted header (``client.user_id_http_header``) names the user.
+3.  Else it is anonymous, where that is allowed.
+4.  Else it is refused with 3501, whose reason says what is missing: the one thing that everybody runs into
+    first.
+
+Server-side subscriptions come from the token, from the user's personal channel, and from what the client
+says it was in before and may be in by itself. They are all prepared before the connect reply is written,
+and settled in the turn in which it is.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.python.failure import Failure
+
+from spread.node import codes
+from spread.node.jwks import JwksUnavailable
+from spread.node.keys import TokenExpired, TokenInvalid
+from spread.node.permissions import may_subscribe
+from spread.node.session.centrifuge import CentrifugeSession
+from spread.node.session.shared import Ended, Refused, Shared
+from spread.node.session.subscribing import Arrival, Grant, announce_join, granted_by, prepare
+from spread.node.session.subscription import Subscription
+from spread.node.tokens import ConnectionToken
+from spread.node.wire.messages import ConnectRequest, ConnectResult, SubscribeRequest, SubscribeResult
+
+__all__ = ["connect", "verified_connection"]
+
+NO_CREDENTIALS = codes.BAD_PROTOCOL.because("bad request: no credentials")
+
+
+async def verified_connection(shared: Shared, token: str, expired: Exception) -> ConnectionToken:
+    """What a connection token says.
+
+    :param expired: raised if it has.
+    :raises Refused: the keys cannot be had just now.
+    :raises Ended: it is invalid.
+    """
+    if shared.tokens is None:
+        raise Ended(codes.INVALID_TOKEN, "no key for tokens is configured (client.token)")
+    try:
+        return await shared.tokens.verify_connection(token)
+    except TokenExpired as error:
+        raise expired from error
+    except TokenInvalid as error:
+        raise Ended(codes.INVALID_TOKEN, str(error)) from None
+    except JwksUnavailable as error:
+        raise Refused(codes.INTERNAL_ERROR, str(error)) from None
+
+
+async def connect(session: CentrifugeSession, request: ConnectRequest) -> ConnectResult:
+    """Let a client in, or not.
+
+    :raises Refused: with an error; the client may come again with another token, or later.
+    :raises Ended: with a disconnect.
+    :raises HubError: the hub is away.
+    """
+    shared = session.shared
+    settings = shared.client
+    token = None
+    if request.token:
+        refused = Refused(codes.TOKEN_EXPIRED, "the token has expired")
+        token = await verified_connection(shared, request.token, refused)
+        if not token.user and settings.disallow_anonymous_connection_tokens:
+            raise Ended(codes.NOT_PERMITTED, "the token has no user")
+        session.user = token.user
+        session.conn_info = token.b64info or token.info or b""
+        session.token_channels = frozenset(token.subscriptions)
+        if not settings.insecure:
+            session.expire_at = token.expire_at or 0
+    elif session.visit.user:
+        session.user = session.visit.user
+    elif not (settings.allow_anonymous_connect_without_token or settings.insecure):
+        why = "no token, and client.allow_anonymous_connect_without_token is off"
+        raise Ended(NO_CREDENTIALS, why)
+    if not shared.registry.connected(session):
+        raise Ended(codes.CONNECTION_LIMIT, f"user {session.user!r} has {settings.user_connection_limit}")
+    if session.user and settings.subscribe_to_user_personal_channel.single_connection:
+        shared.registry.alone(session)
+    wanted = _server_side(session, request, token)
+    if len(wanted) > settings.channel_limit:
+        raise Ended(codes.CHANNEL_LIMIT, f"{len(wanted)} server-side subscriptions")
+    arrivals = await _prepare_all(session, request, wanted) if wanted else []
+    return _settled(session, arrivals)
+
+
+def _server_side(
+    session: CentrifugeSession, request: ConnectRequest, token: ConnectionToken | None
+) -> dict[str, Grant]:
+    """The channels that it is in from the start, and what it may have there."""
+    shared = session.shared
+    wanted = {name: granted_by(options) for name, options in (token.subscriptions if token else {}).items()}
+    if session.user and shared.client.subscribe_to_user_personal_channel.enabled:
+        wanted.setdefault(shared.namespaces.personal_channel(session.user), Grant())
+    for name in request.subs:
+        if name in wanted:
+            continue
+        options = shared.namespaces.options(name)
+        if options is None:
+            raise Ended(codes.BAD_PROTOCOL, f"unknown namespace of {name!r}")
+        allowed = may_subscribe(options, session.user, shared.namespaces.users_of(name))
+        if shared.client.insecure or (allowed and not shared.namespaces.is_private(name)):
+            wanted[name] = Grant()
+    return wanted
+
+
+async def _prepare_all(
+    session: CentrifugeSession, request: ConnectRequest, wanted: dict[str, Grant]
+) -> list[Arrival]:
+    preparing: list[Deferred[Arrival]] = []
+    arrivals: list[Arrival] = []
+    shared = session.shared
+    try:
+        for name, grant in wanted.items():
+            options = shared.namespaces.options(name)
+            if options is None:
+                raise Refused(codes.UNKNOWN_CHANNEL, f"unknown namespace of {name!r}")
+            if shared.namespaces.why_invalid(name):
+                raise Refused(codes.BAD_REQUEST, f"{name!r} is no channel")
+            known = request.subs.get(name) or SubscribeRequest()
+            asked = SubscribeRequest(
+                channel=name, recover=known.recover, epoch=known.epoch, offset=known.offset
+            )
+            one = Deferred.fromCoroutine(prepare(shared, session, asked, options, grant, is_server_side=True))
+            preparing.append(one.addCallback(lambda arrival: (arrivals.append(arrival), arrival)[1]))
+        return await gatherResults(preparing, consumeErrors=True)
+    except BaseException as error:
+        for one in preparing:
+            # Those that are not done yet abandon themselves when cancelled.
+            one.addErrback(lambda failure: None)
+            one.cancel()
+        for arrival in arrivals:
+            arrival.abandon()
+        if isinstance(error, FirstError):
+            raise _reason(error.subFailure) from None
+        raise
+
+
+def _reason(failure: Failure) -> BaseException:
+    error = failure.value
+    assert isinstance(error, BaseException)
+    return error
+
+
+def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResult:
+    """In one turn: members of all channels, and the reply. The session writes it at once."""
+    shared = session.shared
+    subs: dict[str, SubscribeResult] = {}
+    joined: list[Subscription] = []
+    for arrival in arrivals:
+        subscription, subs[arrival.name] = arrival.settle()
+        session.subscribed(subscription)
+        joined.append(subscription)
+    for subscription in joined:
+        announce_join(shared, subscription)
+    settings = shared.client
+    ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
+    pings = bool(settings.ping_interval) and not session.visit.has_native_pings
+    is_emulated = session.visit.is_emulated
+    return ConnectResult(
+        client=session.client,
+        version=shared.version,
+        expires=bool(ttl),
+        ttl=ttl,
+        subs=subs,
+        ping=max(1, round(settings.ping_interval)) if pings else 0,
+        pong=pings and bool(settings.pong_timeout),
+        session=session.secret if is_emulated else "",
+        node=shared.node if is_emulated else "",
+        time=int(shared.now() * 1000) if settings.connect_include_server_time else 0,
+    )

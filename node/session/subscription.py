@@ -1,0 +1,87 @@
+"""One client in one channel: a member of the channel, and what was agreed when it subscribed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from spread.hub.api import ClientInfo
+from spread.node.channel import Channel
+from spread.node.codec import Codec
+from spread.node.outbox import Outbox
+
+__all__ = ["Owner", "Subscription"]
+
+
+class Owner(Protocol):
+    """The session, as its subscriptions need it."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def outbox(self) -> Outbox: ...
+
+    def lost_position(self, subscription: Subscription) -> None:
+        """Publications are missing for a subscription that follows positions."""
+        ...
+
+
+class Subscription:
+    """See ``channel.Member``."""
+
+    __slots__ = (
+        "announces",
+        "channel",
+        "codec",
+        "expire_at",
+        "hears_joins",
+        "info",
+        "is_positioned",
+        "is_present",
+        "is_server_side",
+        "owner",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        channel: Channel,
+        codec: Codec,
+        info: ClientInfo,
+        *,
+        is_server_side: bool,
+        is_positioned: bool,
+        is_present: bool,
+        announces: bool,
+        hears_joins: bool,
+        expire_at: int,
+    ) -> None:
+        self.owner = owner
+        self.channel = channel
+        self.codec = codec
+        self.info = info
+        """What others see of this client in this channel."""
+        self.is_server_side = is_server_side
+        self.is_positioned = is_positioned
+        """A hole in what it gets is told to it."""
+        self.is_present = is_present
+        """It is in the presence of the channel."""
+        self.announces = announces
+        """Its coming and going is told to others."""
+        self.hears_joins = hears_joins
+        self.expire_at = expire_at
+        """Seconds since 1970; 0: never."""
+
+    @property
+    def number(self) -> int:
+        """See ``channel.Member``."""
+        return self.owner.number
+
+    @property
+    def outbox(self) -> Outbox:
+        """See ``channel.Member``."""
+        return self.owner.outbox
+
+    def broken(self) -> None:
+        """See ``channel.Member``."""
+        if self.is_positioned:
+            self.owner.lost_position(self)
