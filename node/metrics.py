@@ -44,6 +44,10 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     pressed: int = 0
     rests: int = 0
     held_publishers: int = 0
+    api_calls: dict[str, int] = msgspec.field(default_factory=dict)
+    """By method."""
+    api_errors: dict[int, int] = msgspec.field(default_factory=dict)
+    """By the code of the error, or the HTTP status of what was no call."""
     pings: int = 0
     subscriptions: int = 0
     errors: dict[int, int] = msgspec.field(default_factory=dict)
@@ -79,6 +83,10 @@ _REFUSED = {
     "hub": "refused_hub",
     "http": "refused_http",
     "rate": "refused_rate",
+}
+_SHARD_LABELS = {
+    "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
+    "api_errors": ("code", "Errors of such calls, by their code or HTTP status."),
 }
 _SHARD_LABELS = {
     "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
@@ -143,6 +151,11 @@ class ShardMetrics(Collector):
         for reason, name in _REFUSED.items():
             refused.add_metric([reason], getattr(self._shard, name))
         yield refused
+        for field, (label, text) in _SHARD_LABELS.items():
+            labelled = CounterMetricFamily(f"spread_{field}", text, labels=[label])
+            for value, number in getattr(self._shard, field).items():
+                labelled.add_metric([str(value)], number)
+            yield labelled
         for field, (label, text) in _SHARD_LABELS.items():
             labelled = CounterMetricFamily(f"spread_{field}", text, labels=[label])
             for value, number in getattr(self._shard, field).items():

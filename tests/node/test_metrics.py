@@ -32,7 +32,10 @@ def test_every_field_is_exported_under_a_name_of_its_own(
 ) -> None:
     # Values that nothing else has.
     numbers = {field.name: 1000.0 + index for index, field in enumerate(fields(counters))}
-    filled = counters(**numbers)  # type: ignore[arg-type]
+    labelled = {field.name for field in fields(counters) if field.default_factory is dict}
+    filled = counters(
+        **{name: {7: number} if name in labelled else number for name, number in numbers.items()}  # type: ignore[arg-type]
+    )
     if isinstance(filled, ShardCounters):
         found = values(ShardMetrics(filled, HubCounters()))
     else:
