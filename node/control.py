@@ -27,7 +27,7 @@ from spread.node.codes import Disconnect as DisconnectCode
 from spread.node.pattern import matching
 
 __all__ = [
-    "ANSWER_MAX_CHANNELS",
+    "ANSWER_MAX_BYTES",
     "VERSION",
     "Channels",
     "Clients",
@@ -46,9 +46,9 @@ __all__ = [
 
 VERSION = 1
 
-ANSWER_MAX_CHANNELS = 100_000
-"""Channels that one shard names in an answer; a question that matches more there fails. At 255 bytes a name
-that is 26 MB, in the memory of every shard on the way."""
+ANSWER_MAX_BYTES = 1_000_000
+"""Of an answer: the channels of one shard that match must fit in, which are some 30,000. It is below what a
+hub carries, so that the asker learns what is wrong."""
 
 T = TypeVar("T")
 
@@ -68,12 +68,8 @@ class ControlFailed(Exception):
 class TooManyChannels(Exception):
     """More channels match than one answer holds; a narrower pattern helps."""
 
-    def __init__(self, maximum: int) -> None:
-        super().__init__(maximum)
-        self.maximum = maximum
-
     def __str__(self) -> str:
-        return f"more than {self.maximum} channels of one shard match"
+        return f"the names of the channels of one shard that match have more than {ANSWER_MAX_BYTES} bytes"
 
 
 # --- the questions -------------------------------------------------------------------------------------
@@ -296,7 +292,7 @@ class Control:
         """How many clients, on all shards, are in each channel that matches.
 
         :raises BadPattern: at once.
-        :raises TooManyChannels: on one shard there are more than ``ANSWER_MAX_CHANNELS``.
+        :raises TooManyChannels: on one shard there are more than ``ANSWER_MAX_BYTES`` hold.
         """
         matching(pattern)
         return self._ask(Channels(pattern=pattern), _CHANNELS).addCallback(_merged)
@@ -361,11 +357,10 @@ class Control:
                 )
             case Channels() as asked:
                 answer = clients.channels(asked.pattern)
-                if len(answer) > ANSWER_MAX_CHANNELS:
-                    answer = None
             case Emulate() as asked:
                 answer = clients.emulate(asked.session, asked.data)
-        return bytes([VERSION]) + msgspec.msgpack.encode(answer)
+        encoded = bytes([VERSION]) + msgspec.msgpack.encode(answer)
+        return encoded if len(encoded) <= ANSWER_MAX_BYTES else _TOO_MANY
 
 
 # --- the wire ------------------------------------------------------------------------------------------
@@ -375,6 +370,7 @@ _COUNT = msgspec.msgpack.Decoder(int)
 _FOUND = msgspec.msgpack.Decoder(bool)
 _CHANNELS: msgspec.msgpack.Decoder[dict[str, int] | None] = msgspec.msgpack.Decoder(dict[str, int] | None)
 """``None``: too many."""
+_TOO_MANY = bytes([VERSION]) + msgspec.msgpack.encode(None)
 
 
 def _encoded(question: Question) -> bytes:
@@ -405,7 +401,7 @@ def _merged(answers: list[dict[str, int] | None]) -> dict[str, int]:
     total: dict[str, int] = {}
     for channels in answers:
         if channels is None:
-            raise TooManyChannels(ANSWER_MAX_CHANNELS)
+            raise TooManyChannels
         for name, clients in channels.items():
             total[name] = total.get(name, 0) + clients
     return total
