@@ -12,23 +12,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 
-from spread.hub.api import Publication, ShardIdentity
+from spread.hub.api import Event, Publication, ShardIdentity
 from spread.hub.memory import Exchange, MemoryHub
-from spread.node.channel import Channels, Codec
+from spread.node.channel import Channels
+from spread.node.codec import Codec
 from spread.node.cork import Cork
+from spread.node.encoders import TEXT
 from spread.node.fanout import Fanout
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.session.text import Session, Surroundings
 from spread.node.settings import HubSettings, TextSettings
-from spread.node.wire.text import line_of
 
 __all__ = [
     "Ears",
@@ -65,7 +67,8 @@ class Ears:
     """A ``hub.api.Receiver`` that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, Publication]] = []
+        self.heard: list[tuple[str, Event]] = []
+        self.questions: list[bytes] = []
         self.reads = 0
         self.pressed_channels: list[str] = []
         self.missed_seconds: list[float] = []
@@ -73,10 +76,14 @@ class Ears:
     @property
     def words(self) -> list[bytes]:
         """The data of all publications, in order."""
-        return [publication.data for _, publication in self.heard]
+        return [event.data for _, event in self.heard if isinstance(event, Publication)]
 
-    def received(self, channel: str, publication: Publication) -> None:
-        self.heard.append((channel, publication))
+    def received(self, channel: str, event: Event) -> None:
+        self.heard.append((channel, event))
+
+    def asked(self, question: bytes) -> Deferred[bytes]:
+        self.questions.append(question)
+        return succeed(question[::-1])
 
     def read_done(self) -> None:
         self.reads += 1
@@ -189,15 +196,20 @@ class FakeTransport:
 class FakeMember:
     """Who is in a channel, with a real outbox on a fake transport."""
 
-    def __init__(self, number: int, cork: Cork, codec: Codec = line_of, room: int | None = None) -> None:
+    def __init__(self, number: int, cork: Cork, codec: Codec = TEXT, room: int | None = None) -> None:
         self.number = number
         self.codec = codec
+        self.hears_joins = False
+        self.breaks = 0
         self.transport = FakeTransport(room)
         self.outbox = Outbox(self.transport, cork, 1 << 20, lambda: None)
 
     @property
     def heard(self) -> bytes:
         return self.transport.taken
+
+    def broken(self) -> None:
+        self.breaks += 1
 
 
 class FakeClient:
@@ -248,7 +260,7 @@ class Loopback:
         self.hub = MemoryHub(self.exchange, incarnation)
         self.counters = ShardCounters()
         self.cork = Cork(self.clock, now, 1.0)
-        self.channels = Channels(self.hub)
+        self.channels = Channels(self.hub, self.counters)
         self.pressure = Pressure(self.clock, self.hub, self.counters)
         self.fanout = Fanout(
             self.clock,
@@ -258,6 +270,7 @@ class Loopback:
             cork=self.cork,
             pressure=self.pressure,
             counters=self.counters,
+            answer=succeed,
             incarnation=bytes.fromhex(incarnation),
             slice_seconds=1.0,
             inbox_max_bytes=1 << 20,

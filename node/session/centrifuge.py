@@ -59,6 +59,9 @@ Outcome = messages.Result | None
 
 Run = Callable[["CentrifugeSession", Command], "Deferred[Outcome] | Outcome"]
 
+ERRORS_SECONDS = 60.0
+"""The time in which ``client.errors_limit`` errors are allowed."""
+
 
 class SessionState(Enum):
     """See the table at the top of this module."""
@@ -90,6 +93,7 @@ class CentrifugeSession:
         "_commands_rate",
         "_edge",
         "_errors",
+        "_errors_since",
         "_is_batching",
         "_is_held",
         "_is_reading",
@@ -163,6 +167,7 @@ class CentrifugeSession:
         self._open_commands = 0
         self._open_bytes = 0
         self._errors = 0
+        self._errors_since = -math.inf
         self._is_reading = True
         self._is_held = False
         now = shared.clock.seconds()
@@ -358,9 +363,12 @@ class CentrifugeSession:
     def answer_error(self, id: int, error: codes.Error) -> None:
         """Refuse a command; too many of that end the connection."""
         self.shared.counters.errors[error.code] = self.shared.counters.errors.get(error.code, 0) + 1
+        self.write(Reply(id, messages.Error(error.code, error.message, error.temporary)))
+        now = self.shared.clock.seconds()
+        if now - self._errors_since >= ERRORS_SECONDS:
+            self._errors, self._errors_since = 0, now
         self._errors += 1
         limit = self.shared.client.errors_limit
-        self.write(Reply(id, messages.Error(error.code, error.message, error.temporary)))
         if limit and self._errors > limit:
             self.note("3509 too many errors", f"{self._errors} of them")
             self.end(codes.TOO_MANY_ERRORS)
@@ -461,7 +469,7 @@ class CentrifugeSession:
         self.outbox.write(self.codec.frame(self._wire.PING))
         self.shared.counters.pings += 1
         self._ping_at = now + client.ping_interval
-        if client.pong_timeout:
+        if client.pong_timeout > 0:
             self._pong_by = now + client.pong_timeout
 
     def _check_expiry(self) -> None:

@@ -158,7 +158,7 @@ def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResu
         announce_join(shared, subscription)
     settings = shared.client
     ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
-    pings = bool(settings.ping_interval) and not session.visit.has_native_pings
+    pings = settings.ping_interval > 0 and not session.visit.has_native_pings
     is_emulated = session.visit.is_emulated
     return ConnectResult(
         client=session.client,
@@ -167,7 +167,7 @@ def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResu
         ttl=ttl,
         subs=subs,
         ping=max(1, round(settings.ping_interval)) if pings else 0,
-        pong=pings and bool(settings.pong_timeout),
+        pong=pings and settings.pong_timeout > 0,
         session=session.secret if is_emulated else "",
         node=shared.node if is_emulated else "",
         time=int(shared.now() * 1000) if settings.connect_include_server_time else 0,

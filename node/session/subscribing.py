@@ -189,7 +189,7 @@ class Arrival:
             )
         )
         self._is_recovering = self._is_recoverable and (
-            request.recover or (self._is_cache and options.auto_cache_recover)
+            request.recover or (self._is_cache and options.auto_cache_recovery)
         )
         self.is_present = _chosen(overrides.presence, options.presence)
         self.info = ClientInfo(subscriber.user, subscriber.client, subscriber.conn_info, grant.info)

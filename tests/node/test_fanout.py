@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import succeed
 from twisted.logger import LogEvent, globalLogPublisher
 
 from spread.hub.api import Format, Publication
@@ -67,7 +68,7 @@ class Stage:
         self.hub = CountingHub(Exchange(self.clock))
         self.counters = ShardCounters()
         self.cork = Cork(self.clock, self.now, 0.5)
-        self.channels = Channels(self.hub)
+        self.channels = Channels(self.hub, self.counters)
         self.pressure = Pressure(self.clock, self.hub, self.counters)
         self.fanout = Fanout(
             self.clock,
@@ -77,6 +78,7 @@ class Stage:
             cork=self.cork,
             pressure=self.pressure,
             counters=self.counters,
+            answer=succeed,
             incarnation=OURS,
             slice_seconds=0.5,
             inbox_max_bytes=inbox_max_bytes,
