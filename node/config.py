@@ -2,42 +2,32 @@
 
 ``load`` gives valid ``Settings`` or raises ``ConfigError``, and nothing else: one line that says where a
 value came from, what is wrong with it and what to do. Every value given is checked, also one that a
-later source replaces, so that a mistake does not wait for the day it matters. No message holds a password.
+later source replaces, so that a mistake does not wait for the day it matters. No message holds a secret.
 
 A file is TOML or JSON, one table for each section. The environment is taken strictly: an unknown
 ``SPREAD_...`` variable is an error, since it is most likely a misspelled setting. Not refused are what
 Kubernetes sets for services whose names begin with ``spread``, and what Spread reads elsewhere.
+
+What a Centrifugo configuration asks for and Spread does not have is an error as well (``spread.node.absent``),
+unless the caller wants to be lenient: then it is a warning, and the key is passed over.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import math
 import os
 import re
-import stat
 import tomllib
-import unicodedata
-from collections.abc import Iterator, Mapping
-from itertools import combinations
-from string import Formatter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from spread.node.addresses import (
-    Address,
-    AutoShard,
-    OneShard,
-    ShardRange,
-    Shards,
-    parse_address,
-    parse_shards,
-)
-from spread.node.flags import FLAGS, Flag
-from spread.node.logs import one_line
-from spread.node.settings import Settings
+from spread.node.absent import absent_keys, absent_variable, is_absent
+from spread.node.checks import check_together
+from spread.node.flags import FLAGS, Flag, flags_of
+from spread.node.settings import Namespace, Settings
+from spread.node.values import ConfigError, checked, converted, parse_json, reason, shown, shown_key
 
 __all__ = ["ConfigError", "load"]
 
@@ -46,8 +36,11 @@ FILE_MAX_BYTES = 1 << 20
 _BY_KEY = {flag.key: flag for flag in FLAGS}
 _BY_VARIABLE = {flag.variable: flag for flag in FLAGS}
 _SECTIONS = tuple(dict.fromkeys(flag.section for flag in FLAGS))
+_NAMESPACES = "channel.namespaces"
+_NAMESPACE_VARIABLE = "SPREAD_CHANNEL_NAMESPACES_"
+_OPTIONS = {flag.key: flag for flag in flags_of(Namespace, "")}
 
-_OTHER_VARIABLES = frozenset({"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK"})
+_OTHER_VARIABLES = frozenset({"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK", "SPREAD_LENIENT_CONFIG"})
 _FLEET_PREFIX = "SPREAD_FLEET_"
 _KUBERNETES_NAME = re.compile(
     r"SPREAD_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -55,74 +48,137 @@ _KUBERNETES_NAME = re.compile(
 _KUBERNETES_PORT_NAME = re.compile(r"SPREAD_(\w+_)?PORT")
 _KUBERNETES_PORT_VALUE = re.compile(r"(tcp|udp|sctp)://\S+")
 
-_TRUE = frozenset({"true", "yes", "on", "1"})
-_FALSE = frozenset({"false", "no", "off", "0"})
-_PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
-_SHOWN_MAX_CHARACTERS = 80
-
 _Given = Iterator[tuple[str, str, Any]]
 """Key, where it comes from in words, and its value, already checked by itself."""
+_Doubt = Callable[[ConfigError], None]
+"""Called with an error that a lenient reader passes over; raises it otherwise."""
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used. Its text is one line for the person who wrote it."""
-
-    def __init__(self, source: str, problem: str) -> None:
-        super().__init__(source, problem)
-        self.source = source
-        """Where it is wrong: a key of a file, a variable, a flag."""
-        self.problem = problem
-        """What is wrong, and what to do."""
-
-    def __str__(self) -> str:
-        return one_line(f"{self.source}: {self.problem}")
-
-
-def load(*, file: str | None, environ: Mapping[str, str], flags: Mapping[str, str | bool]) -> Settings:
+def load(
+    *,
+    file: str | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, str | bool],
+    warn: Callable[[str], None] | None = None,
+) -> Settings:
     """Build the settings.
 
     :param file: path of a configuration file (``.toml``, ``.json``; any other is tried as both), if any.
     :param environ: all environment variables, ``os.environ``.
     :param flags: by key (``text.listen``) the settings that were given as flags.
+    :param warn: to be lenient: called with a line for each thing that is passed over.
     :raises ConfigError: something cannot be used; the first thing found.
     """
+
+    def doubt(error: ConfigError) -> None:
+        if warn is None:
+            raise error
+        warn(str(error))
+
     values: dict[str, Any] = {}
-    origins = {flag.key: f"the default of {flag.flag}" for flag in FLAGS}
-    sources = [_from_environment(environ), _from_flags(flags)]
+    origins = {flag.key: f"the default of {flag.flag or flag.key}" for flag in FLAGS}
+    sources = [_from_environment(environ, doubt), _from_flags(flags)]
     if file is not None:
-        sources.insert(0, _from_file(file))
+        sources.insert(0, _from_file(file, doubt))
     for source in sources:
         for key, origin, value in source:
             values[key] = value
             origins[key] = origin
-    tree: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    for key, value in values.items():
-        section, _, field = key.partition(".")
-        tree[section][field] = value
-    settings = msgspec.convert(tree, Settings)
-    _check_together(settings, origins)
+    _set_options(values, environ)
+    settings: Settings = msgspec.convert(_nested(values), Settings)
+    check_together(settings, origins, doubt)
     return settings
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *tables, field = key.split(".")
+        table = tree
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[field] = value
+    return tree
 
 
 # --- the file ---------------------------------------------------------------------------------------
 
 
-def _from_file(file: str) -> _Given:
+def _from_file(file: str, doubt: _Doubt) -> _Given:
     tree = _parse(file, _read(file))
     if not isinstance(tree, dict):
-        raise ConfigError(file, f"it must hold one table for each section, not {_shown(tree)}")
-    for section, table in tree.items():
-        if section not in _SECTIONS:
-            raise ConfigError(file, _unknown_section(section))
-        if not isinstance(table, dict):
-            hint = f"; did you mean {_HEAD_KEYS[section]}?" if section in _HEAD_KEYS else ""
-            raise ConfigError(file, f"{section} must be a table, not {_shown(table)}{hint}")
-        for field, value in table.items():
-            key = f"{section}.{field}"
-            if key not in _BY_KEY:
-                raise ConfigError(file, f"unknown key {_shown_key(key)}{_did_you_mean_key(key)}")
-            origin = f"{file}: {key}"
-            yield key, origin, _checked(_BY_KEY[key], value, origin, value)
+        raise ConfigError(file, f"it must hold one table for each section, not {shown(tree)}")
+    walk = _Walk(file)
+    yield from walk.table(tree, "", _BY_KEY)
+    walk.tell(doubt)
+
+
+class _Walk:
+    """Goes through the tables of a file, or of a list of tables from elsewhere.
+
+    :param source: where they come from, in words.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._absent: list[tuple[str, str]] = []
+
+    def table(self, table: Mapping[str, Any], path: str, known: Mapping[str, Flag]) -> _Given:
+        """The settings of a table, and of those within it.
+
+        :param path: its key, "" for the outermost one.
+        :param known: all settings that may be in it, by key.
+        """
+        for name, value in table.items():
+            key = f"{path}.{name}" if path else name
+            origin = f"{self._source}: {key}"
+            if key in known and known[key].kind == "tables":
+                yield key, origin, self.tables(value, key)
+            elif key in known:
+                yield key, origin, checked(known[key], value, origin, value)
+            elif is_absent(key):
+                self._absent += absent_keys(key, value)
+            elif any(each.startswith(f"{key}.") for each in known):
+                if not isinstance(value, dict):
+                    hint = f"; did you mean {_HEAD_KEYS[key]}?" if key in _HEAD_KEYS else ""
+                    raise ConfigError(self._source, f"{key} must be a table, not {shown(value)}{hint}")
+                yield from self.table(value, key, known)
+            elif path:
+                raise ConfigError(self._source, f"unknown key {shown_key(key)}{_did_you_mean(key, known)}")
+            else:
+                raise ConfigError(self._source, _unknown_section(key))
+
+    def tables(self, value: object, key: str) -> list[dict[str, Any]]:
+        """The settings of each of a list of namespaces."""
+        if not isinstance(value, list):
+            raise ConfigError(f"{self._source}: {key}", f"must be a list of tables, not {shown(value)}")
+        found = []
+        for index, item in enumerate(value):
+            path = f"{key}[{index}]"
+            if not isinstance(item, dict):
+                raise ConfigError(f"{self._source}: {path}", f"must be a table, not {shown(item)}")
+            if "name" not in item:
+                raise ConfigError(f"{self._source}: {path}", "has no name")
+            known = {f"{path}.{name}": flag for name, flag in _OPTIONS.items()}
+            given = self.table(item, path, known)
+            found.append({each.rpartition(".")[2]: inner for each, _, inner in given})
+        return found
+
+    def tell(self, doubt: _Doubt) -> None:
+        """Tell what was asked for in vain; everything at once."""
+        if self._absent:
+            words = [
+                f"{shown_key(key)} ({instead} instead)" if instead else shown_key(key)
+                for key, instead in self._absent
+            ]
+            doubt(_has_not(self._source, words))
+
+
+def _has_not(source: str, words: list[str]) -> ConfigError:
+    return ConfigError(
+        source,
+        f"Spread does not have {', '.join(words)}; take this out, or pass over it with --lenient-config",
+    )
 
 
 def _read(file: str) -> str:
@@ -130,7 +186,7 @@ def _read(file: str) -> str:
         with open(file, "rb") as stream:
             content = stream.read(FILE_MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(file, f"cannot be read: {_reason(error)}") from None
+        raise ConfigError(file, f"cannot be read: {reason(error)}") from None
     if len(content) > FILE_MAX_BYTES:
         raise ConfigError(file, f"larger than {FILE_MAX_BYTES} bytes, so hardly a configuration")
     try:
@@ -141,10 +197,12 @@ def _read(file: str) -> str:
 
 
 def _parse(file: str, text: str) -> object:
-    parsers = {".toml": {"TOML": _toml}, ".json": {"JSON": _json}}
+    parsers = {".toml": {"TOML": _toml}, ".json": {"JSON": parse_json}}
     problems = []
     suffix = os.path.splitext(file)[1].lower()
-    for name, parse in parsers.get(suffix, {"TOML": _toml, "JSON": _json}).items():
+    if suffix in (".yaml", ".yml"):
+        raise ConfigError(file, "YAML is not read; convert it to JSON or TOML")
+    for name, parse in parsers.get(suffix, {"TOML": _toml, "JSON": parse_json}).items():
         try:
             return parse(text)
         except RecursionError:
@@ -158,19 +216,6 @@ def _toml(text: str) -> object:
     return tomllib.loads(text)
 
 
-def _json(text: str) -> object:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{_shown_key(twice)} is there twice")
-    return unique
-
-
 _HEAD_KEYS = {flag.flag.removeprefix("--"): flag.key for flag in FLAGS if flag.flag == f"--{flag.section}"}
 """Flags that have the name of a section: ``hub`` and ``text``. In a file they are ``url`` and ``listen``."""
 
@@ -178,35 +223,75 @@ _HEAD_KEYS = {flag.flag.removeprefix("--"): flag.key for flag in FLAGS if flag.f
 def _unknown_section(section: str) -> str:
     if section in _BY_KEY:
         flag = _BY_KEY[section]
-        return f"unknown section {section}; write {flag.field} inside of the section {flag.section}"
-    named = [flag.key for flag in FLAGS if flag.field == section]
-    near = named or difflib.get_close_matches(section, _SECTIONS, 1)
+        return f"unknown section {section}; write {flag.field} inside of the section {flag.table}"
+    # Centrifugo before v6 had no sections: token_hmac_secret_key is client.token.hmac_secret_key now.
+    flat = [flag.key for flag in FLAGS if f"_{flag.key}".replace(".", "_").endswith(f"_{section}")]
+    near = _same_name(section, _BY_KEY) or flat or difflib.get_close_matches(section, _SECTIONS, 1)
     hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(_SECTIONS)}"
-    return f"unknown section {_shown_key(section)}; {hint}"
+    return f"unknown section {shown_key(section)}; {hint}"
 
 
-def _did_you_mean_key(key: str) -> str:
-    """The nearest key, preferring one of the same name in another section."""
-    named = [flag.key for flag in FLAGS if flag.field == key.partition(".")[2]]
-    near = named or difflib.get_close_matches(key, _BY_KEY, 1)
+def _same_name(field: str, known: Mapping[str, Flag]) -> list[str]:
+    """The keys whose last part this is, those of the shortest tables first."""
+    return sorted(
+        (flag.key for flag in known.values() if flag.field == field), key=lambda key: key.count(".")
+    )
+
+
+def _did_you_mean(key: str, known: Mapping[str, Flag]) -> str:
+    """The nearest key: in the same table of a list; else of the same name in any table, or of a like name."""
+    table, _, field = key.rpartition(".")
+    if table.endswith("]"):
+        near = difflib.get_close_matches(field, _OPTIONS, 1)
+        return f"; did you mean {near[0]}?" if near else "; spread-node --print-config shows all options"
+    tables = {flag.table for flag in known.values()} - set(_SECTIONS)
+    near = _same_name(field, known)
+    near = difflib.get_close_matches(key, near, 1, 0) or difflib.get_close_matches(key, [*known, *tables], 1)
     return f"; did you mean {near[0]}?" if near else "; spread-node --print-config shows all keys"
 
 
 # --- environment and flags --------------------------------------------------------------------------
 
 
-def _from_environment(environ: Mapping[str, str]) -> _Given:
+def _from_environment(environ: Mapping[str, str], doubt: _Doubt) -> _Given:
     for variable, text in sorted(environ.items()):
-        if not variable.startswith("SPREAD_"):
+        if not variable.startswith("SPREAD_") or variable.startswith(_NAMESPACE_VARIABLE):
             continue
+        origin = f"environment variable {shown_key(variable)}"
         if flag := _BY_VARIABLE.get(variable):
-            origin = f"environment variable {variable}"
-            yield flag.key, origin, _converted(flag, text, origin)
-        elif not _is_elsewhere(variable, text):
-            raise ConfigError(
-                f"environment variable {_shown_key(variable)}",
-                f"unknown{_did_you_mean_variable(variable)}",
-            )
+            value = converted(flag, text, origin)
+            if flag.kind == "tables":
+                walk = _Walk(origin)
+                value = walk.tables(value, flag.key)
+                walk.tell(doubt)
+            yield flag.key, origin, value
+        elif _is_elsewhere(variable, text):
+            pass
+        elif absent := absent_variable(variable):
+            if text.strip().lower() not in ("", "0", "false", "[]", "{}"):
+                doubt(_has_not(origin, [absent]))
+        else:
+            raise ConfigError(origin, f"unknown{_did_you_mean_variable(variable)}")
+
+
+def _set_options(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Set single options of namespaces: ``SPREAD_CHANNEL_NAMESPACES_CHAT_HISTORY_SIZE`` of ``chat``."""
+    places = {
+        f"{re.sub('[-.]', '_', namespace['name']).upper()}_{flag.key.upper()}": (namespace, flag)
+        for namespace in values.get(_NAMESPACES, [])
+        for flag in _OPTIONS.values()
+    }
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(_NAMESPACE_VARIABLE):
+            continue
+        origin = f"environment variable {shown_key(variable)}"
+        place = variable.removeprefix(_NAMESPACE_VARIABLE)
+        if place not in places:
+            near = difflib.get_close_matches(place, places, 1)
+            hint = f"did you mean {_NAMESPACE_VARIABLE}{near[0]}?" if near else "there is no such namespace"
+            raise ConfigError(origin, f"unknown; {hint}")
+        namespace, flag = places[place]
+        namespace[flag.key] = converted(flag, text, origin)
 
 
 def _is_elsewhere(variable: str, text: str) -> bool:
@@ -223,7 +308,7 @@ def _is_elsewhere(variable: str, text: str) -> bool:
 
 
 def _did_you_mean_variable(variable: str) -> str:
-    keys = {f"SPREAD_{flag.section}_{flag.field}".upper(): flag.variable for flag in FLAGS}
+    keys = {f"SPREAD_{flag.key.replace('.', '_')}".upper(): flag.variable for flag in FLAGS}
     if variable in keys:
         return f"; did you mean {keys[variable]}?"
     # Without the part that all have in common, which would make anything look near.
@@ -237,230 +322,13 @@ def _did_you_mean_variable(variable: str) -> str:
 def _from_flags(flags: Mapping[str, str | bool]) -> _Given:
     for key, given in flags.items():
         if key not in _BY_KEY:
-            raise ConfigError("flags", f"unknown key {_shown_key(key)}{_did_you_mean_key(key)}")
+            raise ConfigError("flags", f"unknown key {shown_key(key)}{_did_you_mean(key, _BY_KEY)}")
         flag = _BY_KEY[key]
-        origin = f"flag {flag.flag}"
-        if isinstance(given, str):
-            yield key, origin, _converted(flag, given, origin)
+        origin = f"flag {flag.flag}" if flag.flag else f"key {key}"
+        if flag.kind == "tables":
+            walk = _Walk(origin)
+            yield key, origin, walk.tables(converted(flag, str(given), origin), key)
+        elif isinstance(given, str):
+            yield key, origin, converted(flag, given, origin)
         else:
-            yield key, origin, _checked(flag, given, origin, given)
-
-
-# --- one value --------------------------------------------------------------------------------------
-
-
-def _converted(flag: Flag, text: str, origin: str) -> Any:
-    """What a text from the environment or a flag stands for, checked."""
-    value: object = text
-    word = text.strip()
-    try:
-        if flag.kind == "int":
-            value = int(word)
-        elif flag.kind == "float":
-            value = float(word)
-        elif flag.kind == "bool":
-            value = True if word.lower() in _TRUE else False if word.lower() in _FALSE else text
-    except ValueError:
-        pass  # left as text, and refused as such below
-    if flag.kind == "bool" and not isinstance(value, bool):
-        raise ConfigError(origin, f"must be true or false (or yes, no, on, off, 1, 0), not {_shown(text)}")
-    return _checked(flag, value, origin, text)
-
-
-def _checked(flag: Flag, value: object, origin: str, given: object) -> Any:
-    """The value in the type of its setting; ``given`` is how it was written."""
-    wrong = ConfigError(origin, f"must be {flag.expected}, not {_shown(given)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise wrong
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ConfigError(origin, "is not valid UTF-8 text")
-    try:
-        return msgspec.convert(value, flag.type)
-    except msgspec.ValidationError:
-        raise wrong from None
-
-
-def _shown(value: object) -> str:
-    """A value in an error line: short, and without a password."""
-    if isinstance(value, str):
-        start = value.find("://") + 3 if "://" in value else 0
-        credentials, at, host = value[start:].rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        if at and colon:
-            value = f"{value[:start]}{user}:***@{host}"
-        if len(value) > _SHOWN_MAX_CHARACTERS:
-            value = f"{value[:_SHOWN_MAX_CHARACTERS]}..."
-        return f"'{value}'"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, int):  # TOML has hexadecimal numbers longer than Python prints
-        return str(value) if abs(value) < 1 << 128 else "a number of more than 38 digits"
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "a list"
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _shown_key(key: str) -> str:
-    return _shown(key)[1:-1]
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-# --- values together --------------------------------------------------------------------------------
-
-
-def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
-    _check_addresses(settings, origins)
-    _check_text(settings, origins)
-    _check_hub(settings, origins)
-
-
-def _check_addresses(settings: Settings, origins: Mapping[str, str]) -> None:
-    try:
-        shards = parse_shards(settings.node.shard)
-    except ValueError as error:
-        raise ConfigError(origins["node.shard"], f"{_shown(settings.node.shard)}: {error}") from None
-    addresses: dict[str, Address] = {}
-    for key, text in {
-        "text.listen": settings.text.listen,
-        "node.http": settings.node.http,
-        "node.ops": settings.node.ops,
-    }.items():
-        try:
-            address = parse_address(text)
-        except ValueError as error:
-            raise ConfigError(origins[key], f"{_shown(text)}: {error}") from None
-        if address is None:
-            continue
-        addresses[key] = address
-        if key != "node.ops" and not address.is_loopback and not settings.node.allow_anonymous:
-            raise ConfigError(
-                origins[key],
-                f"{address} can be reached from other machines and clients are not authenticated; "
-                "add --allow-anonymous to let anyone in, or listen on 127.0.0.1",
-            )
-    ops = addresses.pop("node.ops", None)
-    _check_distinct(addresses, origins)
-    if ops:
-        _check_ops(ops, _numbers(shards), addresses, origins)
-
-
-def _numbers(shards: Shards) -> range:
-    """The shard numbers as far as they are known; of ``auto``, the first it would try."""
-    match shards:
-        case ShardRange():
-            return shards.numbers
-        case OneShard(number):
-            return range(number, number + 1)
-        case AutoShard():
-            return range(1)
-
-
-def _check_distinct(addresses: Mapping[str, Address], origins: Mapping[str, str]) -> None:
-    # Shards share their public ports, so the system would let two services of one shard do so, too, and
-    # deal the clients out between them.
-    for (key, address), (other_key, other) in combinations(addresses.items(), 2):
-        if address.port == other.port != 0 and _overlap(address, other):
-            raise ConfigError(origins[other_key], f"{other} is taken by {key}; take another port")
-
-
-def _check_ops(
-    ops: Address, numbers: range, addresses: Mapping[str, Address], origins: Mapping[str, str]
-) -> None:
-    origin = origins["node.ops"]
-    if ops.port == 0:
-        return
-    try:
-        ops.plus(numbers[-1])
-    except ValueError as error:
-        raise ConfigError(origin, f"{error}; a shard adds its number to this port") from None
-    for key, address in addresses.items():
-        number = address.port - ops.port
-        if number in numbers and _overlap(address, ops):
-            raise ConfigError(
-                origin,
-                f"shard {number} adds its number to the port and meets {address} of {key}; take another",
-            )
-
-
-def _overlap(one: Address, other: Address) -> bool:
-    """Whether there are connections that both would take, given the same port."""
-    hosts = {one.host.lower(), other.host.lower()}
-    return (
-        len(hosts) == 1
-        or not hosts.isdisjoint({"0.0.0.0", "::"})
-        or ("localhost" in hosts and one.is_loopback and other.is_loopback)
-    )
-
-
-def _check_text(settings: Settings, origins: Mapping[str, str]) -> None:
-    outbox, message = settings.node.outbox_max_bytes, settings.text.message_max_bytes
-    if outbox < 2 * message:
-        # One message would do what the limit is for: close everybody who is sent it.
-        raise ConfigError(
-            origins["node.outbox_max_bytes"],
-            f"{outbox} bytes hold no two messages of text.message_max_bytes, {message}; "
-            f"give it {2 * message} or more, or make messages smaller",
-        )
-    _check_template("text.greeting", settings.text.greeting, "number", origins)
-    _check_template("text.goodbye", settings.text.goodbye, "shard", origins)
-    for character in settings.text.channel:
-        if character.isspace() or unicodedata.category(character) == "Cc":
-            raise ConfigError(
-                origins["text.channel"],
-                f"{_shown(settings.text.channel)}: a channel name holds no spaces or control characters",
-            )
-
-
-def _check_template(key: str, template: str, name: str, origins: Mapping[str, str]) -> None:
-    origin = origins[key]
-    if "\n" in template or "\r" in template:
-        raise ConfigError(origin, "must be one line; take out the line break")
-    remedy = f"only {{{name}}} is filled in, and other braces are written twice: {{{{ and }}}}"
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(origin, f"{_shown(template)}: {error}; {remedy}") from None
-    if any(field is not None and (field != name or spec or turn) for _, field, spec, turn in parts):
-        raise ConfigError(origin, f"{_shown(template)}: {remedy}")
-
-
-def _check_hub(settings: Settings, origins: Mapping[str, str]) -> None:
-    hub = settings.hub
-    if not _PREFIX.fullmatch(hub.prefix):
-        raise ConfigError(
-            origins["hub.prefix"],
-            f"{_shown(hub.prefix)}: only letters, digits and _ - . : may be in it",
-        )
-    if bool(hub.tls_cert) != bool(hub.tls_key):
-        present, missing = ("cert", "key") if hub.tls_cert else ("key", "cert")
-        raise ConfigError(
-            origins[f"hub.tls_{present}"],
-            f"hub.tls_{present} is given without hub.tls_{missing}; give both, or neither",
-        )
-    for key, path in {
-        "hub.tls_ca": hub.tls_ca,
-        "hub.tls_cert": hub.tls_cert,
-        "hub.tls_key": hub.tls_key,
-    }.items():
-        if path:
-            _check_readable(path, origins[key])
-
-
-def _check_readable(path: str, origin: str) -> None:
-    try:
-        # A pipe is not opened: that would wait for its writer.
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-        if is_file:
-            with open(path, "rb"):
-                pass
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(origin, f"{_shown(path)} cannot be read: {_reason(error)}") from None
-    if not is_file:
-        raise ConfigError(origin, f"{_shown(path)} is not a file")
+            yield key, origin, checked(flag, given, origin, given)

@@ -6,7 +6,7 @@ unconverted, as click got them: ``spread.node.config`` converts them, and words 
 
 The section ``node`` is left out of a flag, the others are its first part; ``SHORT`` has the exceptions.
 The environment variable is the flag in capitals: ``--text-message-max-bytes`` is
-``SPREAD_TEXT_MESSAGE_MAX_BYTES``.
+``SPREAD_TEXT_MESSAGE_MAX_BYTES``. A list of tables has a variable, which takes JSON, and no flag.
 """
 
 from __future__ import annotations
@@ -22,11 +22,23 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 from spread.node.settings import Settings
+from spread.node.settings.kinds import format_duration, is_duration, is_secret
 
-__all__ = ["FLAGS", "SHORT", "Flag", "SettingsCommand", "example_toml", "given", "options"]
+__all__ = [
+    "FLAGS",
+    "SHORT",
+    "Flag",
+    "SettingsCommand",
+    "example_toml",
+    "flags_of",
+    "given",
+    "options",
+    "shown_default",
+]
 
-Kind = Literal["bool", "choice", "float", "int", "str"]
-Default = bool | float | int | str
+Kind = Literal["bool", "choice", "duration", "float", "int", "list", "str", "tables"]
+"""``list``: of texts, or of choices. ``tables``: a list of sections, which have settings of their own."""
+Default = bool | float | int | str | tuple[Any, ...]
 
 SHORT: dict[str, str] = {"hub.url": "hub", "text.listen": "text"}
 """Flags that are not made from the name of their setting."""
@@ -34,7 +46,10 @@ SHORT: dict[str, str] = {"hub.url": "hub", "text.listen": "text"}
 _METAVARS: dict[str, str] = {
     "node.shard": "N|A-B|auto",
     "node.http": "HOST:PORT|off",
+    "node.json": "HOST:PORT|off",
     "node.ops": "HOST:PORT|off",
+    "node.tls_cert": "FILE",
+    "node.tls_key": "FILE",
     "hub.url": "URL",
     "hub.tls_ca": "FILE",
     "hub.tls_cert": "FILE",
@@ -74,9 +89,9 @@ class Flag:
     """One setting: everything that is known about it apart from its value."""
 
     key: str
-    """``section.field``, its name in a configuration file."""
+    """``section.field``, its name in a configuration file; further tables may come between the two."""
     flag: str
-    """With its two dashes."""
+    """With its two dashes; empty if there is none."""
     variable: str
     """Its environment variable."""
     kind: Kind
@@ -90,6 +105,8 @@ class Flag:
     """In words, ``1 to 100 bytes``; empty without any."""
     type: Any
     """The annotated type of the field, for ``msgspec.convert``."""
+    is_secret: bool = False
+    """Its value is never shown."""
 
     @property
     def section(self) -> str:
@@ -97,9 +114,14 @@ class Flag:
         return self.key.partition(".")[0]
 
     @property
+    def table(self) -> str:
+        """The key without its last part."""
+        return self.key.rpartition(".")[0]
+
+    @property
     def field(self) -> str:
-        """The second part of the key."""
-        return self.key.partition(".")[2]
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
 
     @property
     def parameter(self) -> str:
@@ -113,35 +135,53 @@ class Flag:
             case "bool":
                 return "true or false"
             case "choice":
-                return " or ".join(self.choices)
+                return _alternatives(self.choices)
             case "str":
                 return f"text of {self.bounds}" if self.bounds else "text"
+            case "list":
+                return f"a list of {_alternatives(self.choices)}" if self.choices else "a list of texts"
+            case "tables":
+                return "a list of tables"
+            case "duration":
+                bounds = f" ({self.bounds})" if self.bounds else ""
+                return f"a duration such as 25s, 1m30s or 300ms, or a number of seconds{bounds}"
             case "int" | "float":
                 number = "a whole number" if self.kind == "int" else "a number"
                 return f"{number} ({self.bounds})" if self.bounds else number
 
 
-def _flags() -> Iterator[Flag]:
-    for section in fields(Settings):
-        hints = get_type_hints(section.type, include_extras=True)
-        for field in fields(section.type):
-            key = f"{section.name}.{field.name}"
-            long = field.name if section.name == "node" else f"{section.name}_{field.name}"
-            name = SHORT.get(key, long.replace("_", "-"))
-            kind, choices, meta = _described(hints[field.name])
-            unit = next((unit for end, unit in _UNITS.items() if field.name.endswith(end)), "")
-            yield Flag(
-                key=key,
-                flag=f"--{name}",
-                variable=f"SPREAD_{name.upper().replace('-', '_')}",
-                kind=kind,
-                default=field.default,
-                help=meta.get("description", ""),
-                unit=unit,
-                choices=choices,
-                bounds=_bounds(meta, unit),
-                type=hints[field.name],
-            )
+def _alternatives(choices: tuple[str, ...]) -> str:
+    return " or ".join(choice or "empty" for choice in choices)
+
+
+def flags_of(section: type[Struct], table: str) -> Iterator[Flag]:
+    """The settings of a section, and of the tables in it, in the order of its struct.
+
+    :param table: the key of the section, "" for the whole configuration.
+    """
+    hints = get_type_hints(section, include_extras=True)
+    for field in fields(section):
+        key = f"{table}.{field.name}" if table else field.name
+        annotated = hints[field.name]
+        if isinstance(annotated, type) and issubclass(annotated, Struct):
+            yield from flags_of(annotated, key)
+            continue
+        name = SHORT.get(key, key.removeprefix("node.").replace(".", "-").replace("_", "-"))
+        kind, choices, meta = _described(annotated)
+        unit = next((unit for end, unit in _UNITS.items() if field.name.endswith(end)), "")
+        yield Flag(
+            key=key,
+            flag=f"--{name}" if kind != "tables" else "",
+            variable=f"SPREAD_{name.upper().replace('-', '_')}",
+            kind=kind,
+            default=field.default,
+            help=meta.get("description", ""),
+            unit=unit,
+            choices=choices,
+            bounds=_bounds(meta, unit, _duration if kind == "duration" else _plain),
+            type=annotated,
+            is_secret=is_secret(annotated),
+        )
 
 
 def _described(annotated: Any) -> tuple[Kind, tuple[str, ...], dict[str, Any]]:
@@ -152,35 +192,43 @@ def _described(annotated: Any) -> tuple[Kind, tuple[str, ...], dict[str, Any]]:
         if isinstance(one, Meta):
             values = ((name, getattr(one, name)) for name in _META_NAMES)
             meta.update((name, value) for name, value in values if value is not None)
+    if get_origin(type_) is tuple:
+        item = get_args(type_)[0]
+        choices = get_args(item) if get_origin(item) is Literal else ()
+        return "list" if item is str or choices else "tables", choices, meta
     if get_origin(type_) is Literal:
         return "choice", get_args(type_), meta
-    return _KINDS[type_], (), meta
+    return "duration" if is_duration(annotated) else _KINDS[type_], (), meta
 
 
 _META_NAMES = ("gt", "ge", "le", "min_length", "max_length", "description")
 _KINDS: dict[Any, Kind] = {bool: "bool", float: "float", int: "int", str: "str"}
 
 
-def _bounds(meta: Mapping[str, Any], unit: str) -> str:
-    least = meta.get("ge", meta.get("min_length"))
-    most = meta.get("le", meta.get("max_length"))
-    words = []
-    if least is not None:
-        words.append(f"{_plain(least)} or more" if most is None else f"{_plain(least)} to {_plain(most)}")
-    else:
-        if "gt" in meta:
-            words.append(f"above {_plain(meta['gt'])}")
-        if most is not None:
-            words.append(f"up to {_plain(most)}")
-    unit = "characters" if {"min_length", "max_length"} & meta.keys() else unit
-    return f"{', '.join(words)} {unit}".strip() if words else ""
-
-
 def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
 
-FLAGS: tuple[Flag, ...] = tuple(_flags())
+def _duration(seconds: float) -> str:
+    return "0" if seconds == 0 else format_duration(seconds)
+
+
+def _bounds(meta: Mapping[str, Any], unit: str, shown: Callable[[float], str] = _plain) -> str:
+    least = meta.get("ge", meta.get("min_length"))
+    most = meta.get("le", meta.get("max_length"))
+    words = []
+    if least is not None:
+        words.append(f"{shown(least)} or more" if most is None else f"{shown(least)} to {shown(most)}")
+    else:
+        if "gt" in meta:
+            words.append(f"above {shown(meta['gt'])}")
+        if most is not None:
+            words.append(f"up to {shown(most)}")
+    unit = "characters" if {"min_length", "max_length"} & meta.keys() else unit
+    return f"{', '.join(words)} {unit}".strip() if words else ""
+
+
+FLAGS: tuple[Flag, ...] = tuple(flags_of(Settings, ""))
 """Every setting, in the order of the structs."""
 
 
@@ -191,7 +239,8 @@ def options(function: _Function) -> _Function:
     ``None`` when it was not given. ``given`` turns them into what ``spread.node.config.load`` takes.
     """
     for flag in reversed(FLAGS):
-        function = _option(flag)(function)
+        if flag.flag:
+            function = _option(flag)(function)
     return function
 
 
@@ -202,7 +251,7 @@ def given(parameters: Mapping[str, object]) -> dict[str, str | bool]:
 
 
 def _option(flag: Flag) -> Callable[[_Function], _Function]:
-    facts = [f"default: {_default(flag)}", flag.bounds, flag.variable]
+    facts = [f"default: {shown_default(flag)}", flag.bounds, flag.variable]
     help = f"{flag.help}  [{'; '.join(fact for fact in facts if fact)}]"
     if flag.kind == "bool":
         names = f"{flag.flag}/--no-{flag.flag.removeprefix('--')}"
@@ -212,18 +261,21 @@ def _option(flag: Flag) -> Callable[[_Function], _Function]:
     )
 
 
-def _default(flag: Flag) -> str:
+def shown_default(flag: Flag) -> str:
+    """The default of a setting as people write it; ``none`` for an empty one."""
     if flag.kind == "bool":
         return "yes" if flag.default else "no"
+    if flag.kind == "duration" and isinstance(flag.default, float):
+        return format_duration(flag.default)
     if isinstance(flag.default, float):
         return _plain(flag.default)
-    return str(flag.default) if flag.default != "" else "none"
+    return str(flag.default) if flag.default not in ("", ()) else "none"
 
 
 def _metavar(flag: Flag) -> str:
     if flag.kind == "choice":
-        return "|".join(flag.choices)
-    kinds = {"int": "N", "float": "N", "str": "TEXT"}
+        return "|".join(filter(None, flag.choices))
+    kinds = {"int": "N", "float": "N", "str": "TEXT", "duration": "DURATION", "list": "TEXT,..."}
     unit = flag.unit.upper() if flag.unit in ("seconds", "bytes") else ""
     return _METAVARS.get(flag.key) or unit or kinds[flag.kind]
 
@@ -249,11 +301,13 @@ class SettingsCommand(click.Command):
                     formatter.write_dl(records)
 
 
-def _heading(section: str) -> str:
-    if not section:
+def _heading(table: str) -> str:
+    if not table:
         return "This command"
-    struct: type[Struct] = next(field.type for field in fields(Settings) if field.name == section)
-    return (struct.__doc__ or section).strip().splitlines()[0].removesuffix(".")
+    struct: Any = Settings
+    for name in table.split("."):
+        struct = next(field.type for field in fields(struct) if field.name == name)
+    return (struct.__doc__ or table).strip().splitlines()[0].removesuffix(".")
 
 
 def example_toml() -> str:
@@ -262,20 +316,31 @@ def example_toml() -> str:
         "# The configuration of spread-node. Every setting is here, with its default.",
         "# The flag or the environment variable that is named with it wins over what stands here.",
     ]
-    section = ""
-    for flag in FLAGS:
-        if flag.section != section:
-            section = flag.section
-            lines += ["", f"# {_heading(section)}", f"[{section}]"]
-        facts = [f"{flag.flag}, {flag.variable}", " or ".join(flag.choices), flag.bounds]
+    table = ""
+    for flag in sorted(FLAGS, key=_place):
+        if flag.table != table:
+            table = flag.table
+            lines += ["", f"# {_heading(table)}", f"[{table}]"]
+        names = ", ".join(filter(None, [flag.flag, flag.variable]))
+        choices = [choice for choice in flag.choices if choice]
+        facts = [names, " or ".join(choices), flag.bounds]
         lines += ["", *(f"# {line}" for line in textwrap.wrap(flag.help, 98, break_on_hyphens=False))]
         lines.append(f"#   {'; '.join(fact for fact in facts if fact)}")
         lines.append(f"{flag.field} = {_toml(flag)}")
     return "\n".join(lines) + "\n"
 
 
+def _place(flag: Flag) -> tuple[int, int]:
+    """Where a setting stands in a file: TOML has the values of a table before the tables within it."""
+    sections = [field.name for field in fields(Settings)]
+    tables = list(dict.fromkeys(each.table for each in FLAGS if each.section == flag.section))
+    return sections.index(flag.section), (flag.table != flag.section) * (1 + tables.index(flag.table))
+
+
 def _toml(flag: Flag) -> str:
-    if flag.kind == "float":
+    if flag.kind == "duration" and isinstance(flag.default, float):
+        return json.dumps(format_duration(flag.default))
+    if isinstance(flag.default, float | int) and flag.kind == "float":
         return repr(float(flag.default))
-    # Strings, numbers and booleans of JSON are those of TOML, but for DEL, which no default holds.
+    # Strings, numbers, booleans and lists of JSON are those of TOML, but for DEL, which no default holds.
     return json.dumps(flag.default, ensure_ascii=False)

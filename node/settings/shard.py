@@ -1,22 +1,19 @@
-"""Everything that can be set, with its unit, bounds and default. Values only: no Twisted, no I/O.
-
-Each field of a section is one setting. Its key in the configuration file is ``section.field``; its
-flag and environment variable are made from that by ``spread.node.flags`` (a few have shorter names,
-given in ``spread.node.flags.SHORT``). The description is what ``--help`` shows.
-"""
+"""Spread's own sections: the shard, its hub, and the text protocol. Values only."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-__all__ = ["HubSettings", "NodeSettings", "Settings", "TextSettings"]
+from spread.node.settings.kinds import Secret, Section
+
+__all__ = ["HubSettings", "NodeSettings", "TextSettings"]
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 
-class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NodeSettings(Section, frozen=True, kw_only=True):
     """The shard itself."""
 
     shard: Annotated[
@@ -29,6 +26,21 @@ class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     http: Annotated[
         str, Meta(description="HOST:PORT for HTTP, or off. Shared by all shards of a machine.")
     ] = "127.0.0.1:8000"
+    json: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT for the Centrifuge protocol as lines of JSON over TCP, or off. Shared by all "
+            "shards of a machine."
+        ),
+    ] = "off"
+    tls_cert: Annotated[
+        str,
+        Meta(
+            description="PEM file of the certificate shown to clients, followed by its chain: the ports for "
+            "HTTP, JSON and text then speak TLS alone."
+        ),
+    ] = ""
+    tls_key: Annotated[str, Meta(description="PEM file of the key of --tls-cert.")] = ""
     ops: Annotated[
         str,
         Meta(
@@ -93,11 +105,11 @@ class NodeSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = 10.0
 
 
-class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HubSettings(Section, frozen=True, kw_only=True):
     """The hub: Redis or Valkey, where shards meet."""
 
     url: Annotated[
-        str,
+        Secret,
         Meta(
             description="redis://[user:password@]host:port[/db], rediss://..., redis+unix:///path, "
             "redis+sentinel://h1:p,h2:p/name[/db], embedded: (a private Valkey of this machine), "
@@ -140,7 +152,7 @@ class HubSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 3.0
 
 
-class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TextSettings(Section, frozen=True, kw_only=True):
     """The text protocol."""
 
     listen: Annotated[
@@ -192,11 +204,3 @@ class TextSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int,
         Meta(ge=1024, le=1 << 30, description="The same limit in bytes."),
     ] = 131072
-
-
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All sections of the configuration."""
-
-    node: NodeSettings = NodeSettings()
-    hub: HubSettings = HubSettings()
-    text: TextSettings = TextSettings()
