@@ -98,7 +98,7 @@ class OpenQuestions:
             raise HubUnavailable(self._hub, f"{len(self._open)} questions wait for answers already")
         self._counters.questions += 1
         number = next(self._numbers)
-        result: Deferred[list[bytes]] = Deferred(lambda _: self._close(number))
+        result: Deferred[list[bytes]] = Deferred(lambda _: self._give_up(number))
         timer = self._clock.callLater(self._seconds, self._late, number)
         self._open[number] = _Open(result, timer)
         return number, result
@@ -151,6 +151,9 @@ class OpenQuestions:
     def _unanswered(self, number: int, reason: str) -> None:
         self._counters.unanswered += 1
         self.fail(number, HubUnavailable(self._hub, reason))
+
+    def _give_up(self, number: int) -> None:
+        self._close(number)
 
     def _close(self, number: int) -> _Open | None:
         question = self._open.pop(number, None)

@@ -102,6 +102,8 @@ class ReplyError(HubError):
             self.code = "WRONGPASS"
         elif message.startswith("ERR max number of clients"):
             self.code = "MAXCLIENTS"
+        elif message.startswith(("ERR ACL failure in script", "ERR The user executing the script")):
+            self.code = "NOPERM"  # of a command inside a script that may itself be run
 
     @property
     def is_later(self) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -241,11 +241,21 @@ class SubscriberProtocol(CommandProtocol):
     can only answer SUBSCRIBE or UNSUBSCRIBE.
 
     :param own_channel: subscribed to as the last step of the handshake: the connection is up when it hears.
+    :param further_channels: subscribed to after it, in this order; an ACL may forbid them.
     """
 
-    def __init__(self, clock: Clock, handshake: Handshake, own_channel: bytes = b"") -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        handshake: Handshake,
+        own_channel: bytes = b"",
+        further_channels: Sequence[bytes] = (),
+    ) -> None:
         super().__init__(clock, handshake)
         self._own_channel = own_channel
+        self._further_channels = further_channels
+        self.forbidden: dict[bytes, ReplyError] = {}
+        """The further channels that an ACL forbids."""
         self.message: Callable[[bytes, bytes], None] = lambda channel, payload: None
         self.read_done: Callable[[], None] = lambda: None
         self.confirmed: Callable[[bytes, bytes], None] = lambda kind, channel: None
@@ -267,6 +277,13 @@ class SubscriberProtocol(CommandProtocol):
             except ReplyError as error:
                 channel = self._own_channel.decode()
                 raise HubRefused(self._handshake.hub, f"channel {channel}: {error}") from error
+        for further in self._further_channels:
+            try:
+                await self.execute_command(b"SUBSCRIBE", further)
+            except ReplyError as error:
+                if not error.is_refusal:
+                    raise HubUnavailable(self._handshake.hub, str(error)) from error
+                self.forbidden[further] = error
 
     def pause(self) -> None:
         """Read no more from Redis for now."""

@@ -7,6 +7,7 @@ exchange is cut is lost.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet.defer import Deferred, fail
 
@@ -95,7 +96,7 @@ class MemoryQuestions:
             return fail(error)
         self._open.expect(number, len(asked))
         for questions in asked:
-            self._switchboard.carry(lambda questions=questions: questions._hear(self, number, question))
+            self._switchboard.carry(partial(questions._hear, self, number, question))
         return result
 
     def _hear(self, asker: MemoryQuestions, number: int, question: bytes) -> None:

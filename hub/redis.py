@@ -8,6 +8,8 @@ Keys, all under the prefix:
     PREFIX:clients           counter of the greeting
     PREFIX:hearing           pub/sub channel that every shard hears which hears all of its channels
     PREFIX:probe:INCARNATION pub/sub channel on which a shard hears its own probes
+
+and those that ``presence`` and ``questions`` name.
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.address import HubAddress
-from spread.hub.api import Format, HubCounters, Incumbent, Load, Receiver, ShardIdentity, ShardInfo
+from spread.hub.api import (
+    ClientInfo,
+    Format,
+    HubCounters,
+    Incumbent,
+    Load,
+    PresenceStats,
+    Receiver,
+    ShardIdentity,
+    ShardInfo,
+)
 from spread.hub.envelope import HEADER_BYTES, KIND_PRESSURE, KIND_PROBE, pack
 from spread.hub.errors import (
     HubError,
@@ -33,8 +45,10 @@ from spread.hub.errors import (
 )
 from spread.hub.gathering import Gathering
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
+from spread.hub.presence import Presence
 from spread.hub.probe import Probe, probe_sender
 from spread.hub.publish import Journal, JournalLimits
+from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
 from spread.hub.roster import Roster
 from spread.hub.subscribe import Subscriptions
@@ -57,6 +71,7 @@ class RedisHubSettings:
     reply_seconds: float = 3.0
     linger_seconds: float = 3.0
     probe_seconds: float = 3.0
+    ask_seconds: float = 10.0
     journal: JournalLimits = field(default_factory=lambda: JournalLimits(5.0, 100_000, 32 << 20))
 
 
@@ -111,12 +126,16 @@ class RedisHub:
             reactor,
             endpoint,
             name=self.name,
-            build=lambda: SubscriberProtocol(reactor, self._handshake, self._probe_key),
+            build=self._build_subscriber,
             up=self._hearing_up,
             down=self._hearing_down,
         )
         self._journal = Journal(reactor, self.name, shard, settings.journal, self.counters)
         self._roster = Roster(reactor, self._commands, settings.prefix)
+        self._presence = Presence(reactor, self._commands, settings.prefix, self.counters)
+        self._questions = Questions(
+            reactor, self._commands, settings.prefix, shard, settings.ask_seconds, self.counters
+        )
         self._channel_prefix = f"{settings.prefix}:ch:{{".encode()
         self._probe_key = f"{settings.prefix}:probe:{incarnation}".encode()
         probe = pack(KIND_PROBE, 0, shard, 0, 0, b"")
@@ -145,6 +164,7 @@ class RedisHub:
     def start(self, receiver: Receiver) -> Deferred[None]:
         """See ``api.Hub``."""
         self._receiver = receiver
+        self._questions.start(receiver)
         self._subscriptions = Subscriptions(
             self._reactor,
             self.name,
@@ -154,6 +174,7 @@ class RedisHub:
             receiver=receiver,
             counters=self.counters,
             restored=self._hears_again,
+            other=self._questions.heard,
         )
         started: Deferred[None] = Deferred()
 
@@ -203,7 +224,7 @@ class RedisHub:
 
     async def _stop(self) -> None:
         self._start_failed(HubUnavailable(self.name, "this shard is stopping"))
-        left = Deferred.fromCoroutine(self._roster.leave())
+        left = Deferred.fromCoroutine(self._leave(self._questions.stop()))
         left.addTimeout(STOP_SECONDS, cast(Any, self._reactor))
         left.addErrback(lambda failure: self.log.warn("leaving: {why}", why=failure.getErrorMessage()))
         await left
@@ -215,6 +236,10 @@ class RedisHub:
         await gatherResults([self._commands.stop(), self._hearing.stop()])
         if self._after_stop is not None:
             await self._after_stop()
+
+    async def _leave(self, answered: Deferred[None]) -> None:
+        await self._roster.leave()
+        await answered
 
     # -- the links -------------------------------------------------------------------------------------
 
@@ -235,9 +260,18 @@ class RedisHub:
         self._gathering.take_part(self._hearing.protocol)
         return self._gathering.key
 
+    def _build_subscriber(self) -> SubscriberProtocol:
+        connection = SubscriberProtocol(
+            self._reactor, self._handshake, self._probe_key, self._questions.channels
+        )
+        # It is heard before it is up: who asks counts it from the moment it subscribes.
+        connection.message = self._questions.heard
+        return connection
+
     def _hearing_up(self, connection: SubscriberProtocol) -> None:
         assert self._subscriptions is not None
         self._note_up(self._hearing, "subscriber")
+        self._questions.link_up(connection)
         self._subscriptions.link_up(connection)
         if self._paused:
             connection.pause()
@@ -249,6 +283,7 @@ class RedisHub:
         self._probe.stop()
         self._gathering.hear_no_more()
         self._subscriptions.link_down()
+        self._questions.link_down(reason)
         self._note_down("subscriber", reason)
 
     def _note_up(self, link: Link, what: str) -> None:
@@ -311,6 +346,26 @@ class RedisHub:
             key = self._channel_prefix + channel.encode() + b"}"
             hint = connection.execute_command(b"PUBLISH", key, self._pressure)
             hint.addErrback(lambda failure: failure.trap(HubError))
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._presence.add(channel, info, ttl_seconds)
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._presence.remove(channel, client)
+
+    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
+        """See ``api.Hub``."""
+        return self._presence.read(channel)
+
+    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
+        """See ``api.Hub``."""
+        return self._presence.stats(channel)
+
+    def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
+        """See ``api.Hub``."""
+        return self._questions.ask(question, shard)
 
     def pause(self) -> None:
         """See ``api.Hub``."""

@@ -68,6 +68,7 @@ class Subscriptions:
     :param reply_seconds: a connection silent for this long, while a batch waits to be confirmed, is cut.
     :param restored: called when a new connection hears all that was subscribed before; gives the Redis
         channel that it subscribes to itself on that connection, if any: a refusal of that one is not ours.
+    :param other: takes the messages of channels that are none of ours.
     """
 
     log = Logger("spread.hub.subscribe")
@@ -83,6 +84,7 @@ class Subscriptions:
         receiver: Receiver,
         counters: HubCounters,
         restored: Callable[[], bytes | None] = lambda: None,
+        other: Callable[[bytes, bytes], None] = lambda key, payload: None,
     ) -> None:
         self._clock = clock
         self._hub = hub
@@ -92,6 +94,7 @@ class Subscriptions:
         self._receiver = receiver
         self._counters = counters
         self._restored = restored
+        self._other = other
         self._connection: SubscriberProtocol | None = None
         self._by_key: dict[bytes, _Subscription] = {}
         self._wanted: dict[bytes, _Subscription] = {}
@@ -200,7 +203,8 @@ class Subscriptions:
         """One message of a subscribed channel; called for each, so nothing here logs or allocates twice."""
         subscription = self._by_key.get(key)
         if subscription is None:
-            return  # unsubscribed, and the last messages were on their way
+            self._other(key, payload)  # or unsubscribed, and the last messages were on their way
+            return
         try:
             kind, sequence, publication = unpack(payload)
         except MalformedEnvelope as error:

@@ -50,8 +50,9 @@ class ValkeyConformance(_OnValkey, HubConformance, TestCase):
         await eventually(lambda: self.server.receivers("spread:hearing") == 1)
         before = self.server.calls("subscribe")
         await self.test_many_channels_in_one_turn()
-        # Two more hubs, each of which subscribes to its probe channel and to the one where all are counted.
-        self.assertEqual(self.server.calls("subscribe") - before, -(-self.many_channels // BATCH) + 2 * 2)
+        # Two more hubs, each of which subscribes to its probe channel, to the two on which it hears questions
+        # and answers, and to the one where all are counted.
+        self.assertEqual(self.server.calls("subscribe") - before, -(-self.many_channels // BATCH) + 2 * 4)
         await shard.hub.stop()
 
     async def test_the_server_sends_only_what_is_subscribed(self) -> None:
