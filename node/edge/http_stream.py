@@ -15,7 +15,7 @@ from spread.node.bodies import body_of, is_protobuf
 from spread.node.edge.streaming import Stream, StreamResource, stream_of
 from spread.node.session.contract import Sessions
 from spread.node.settings import Settings
-from spread.node.wire.framing import line
+from spread.node.wire.framing import line, pack_lines
 
 __all__ = ["HttpStreamResource", "http_stream_resource"]
 
@@ -29,7 +29,7 @@ _JSON = stream_of(
     "json",
     b"application/x-ndjson",
     line,
-    lambda several: b"\n".join((*several, b"")),
+    pack_lines,
 )
 _PROTOBUF = stream_of("http_stream", "protobuf", b"application/octet-stream", _as_is, b"".join)
 

@@ -84,7 +84,7 @@ def stream_of(
         return chunk(frame(message))
 
     def pack_chunk(several: Sequence[bytes]) -> bytes:
-        return chunk(pack(several))
+        return chunk(pack(several)) if several else b""  # an empty chunk is the last one
 
     chunked = Stream(
         codec_of(transport, protocol, frame_chunk, pack_chunk),
