@@ -4,7 +4,7 @@
 there and back. Any shard can be asked, and answers for all.
 """
 
-from spread.node.api.http import MAX_BODY_BYTES, PATHS, api_resource
+from spread.node.api.http import MAX_BODY_BYTES, api_paths, api_resource
 from spread.node.api.methods import ApiError, Methods
 
-__all__ = ["MAX_BODY_BYTES", "PATHS", "ApiError", "Methods", "api_resource"]
+__all__ = ["MAX_BODY_BYTES", "ApiError", "Methods", "api_paths", "api_resource"]

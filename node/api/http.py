@@ -34,7 +34,7 @@ from spread.node.bodies import body_of
 from spread.node.wire.json import embeddable
 from spread.node.wire.messages import ProtocolError
 
-__all__ = ["LINES_MAX", "MAX_BODY_BYTES", "MAX_CALLS", "PATHS", "HttpApiSettings", "api_resource"]
+__all__ = ["LINES_MAX", "MAX_BODY_BYTES", "MAX_CALLS", "HttpApiSettings", "api_paths", "api_resource"]
 
 MAX_BODY_BYTES = 2 << 20
 """Of one request. The site's connections times this is what peers without a key can make a shard hold."""
@@ -44,9 +44,6 @@ MAX_CALLS = 256
 
 LINES_MAX = 1000
 """Calls of one request to ``/api``."""
-
-PATHS = ("api", *(f"api/{method}" for method in METHODS))
-"""All paths, without the first slash."""
 
 _STATUSES = {
     codes.INTERNAL_ERROR.code: 500,
@@ -67,6 +64,11 @@ class HttpApiSettings(Protocol):
     """The settings that matter here."""
 
     @property
+    def handler_prefix(self) -> str:
+        """The path of the API, ``/api``."""
+        ...
+
+    @property
     def key(self) -> str:
         """What callers must show; "": nobody can."""
         ...
@@ -82,8 +84,14 @@ class HttpApiSettings(Protocol):
         ...
 
 
+def api_paths(settings: HttpApiSettings) -> list[str]:
+    """The paths of the API, without the first slash: all are served by one ``api_resource``."""
+    prefix = settings.handler_prefix.strip("/")
+    return [prefix, *(f"{prefix}/{method}".lstrip("/") for method in METHODS)]
+
+
 def api_resource(settings: HttpApiSettings, methods: Methods) -> Resource:
-    """The resource for all ``PATHS``. Its site hands bodies up to ``max_body_bytes`` to it."""
+    """The resource for all ``api_paths``; its site hands bodies up to its ``max_body_bytes`` to it."""
     return _Api(settings, methods)
 
 
@@ -106,6 +114,8 @@ class _Api(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._settings = settings
         self._key = settings.key.encode()
+        paths = [f"/{path}".encode() for path in api_paths(settings)]
+        self._paths = dict(zip(paths, (None, *METHODS), strict=True))
         self._methods = methods
         self._calls = 0
         self._was_told = False
@@ -130,13 +140,11 @@ class _Api(Resource):
     # -- what is asked
 
     def _method(self, request: Request) -> str | None:
-        """The method that is called, None: the body tells."""
-        head, _, last = request.path.decode("ascii", "replace").rpartition("/")
-        if head.endswith("/api") and last in METHODS:
-            return last
-        if last == "api":
-            return None
-        raise _Refused(404, "no such method")
+        """The method that is called; None: the body tells."""
+        try:
+            return self._paths[request.path]
+        except KeyError:
+            raise _Refused(404, "no such method") from None
 
     def _admitted(self, request: Request, method: str | None) -> list[bytes]:
         """The parameters of the call, or the calls."""
