@@ -336,7 +336,8 @@ def test_the_api_ends_connections(alice: Client, bob: Client, room: str, shards:
     assert (ended["code"], ended["reason"]) == (4_500, "banned")
 
 
-def test_the_api_ends_subscriptions(alice: Client, bob: Client, room: str, shards: Shards) -> None:
+def test_the_api_ends_subscriptions(alice: Client, bob: Client, shards: Shards) -> None:
+    room = shards.fresh("asked:room")  # where nothing is recovered
     for client in (alice, bob):
         client.subscribe(room)
     shards.api("unsubscribe", 1, user=alice.user, channel=room)
