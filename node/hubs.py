@@ -78,7 +78,12 @@ def open_hub(reactor: Any, settings: HubSettings, incarnation: str, environ: Map
             max_waiting=settings.journal_max_publications,
             publish_seconds=settings.publish_seconds,
         )
-        memory = MemoryHub(exchange, incarnation, linger_seconds=settings.linger_seconds)
+        memory = MemoryHub(
+            exchange,
+            incarnation,
+            linger_seconds=settings.linger_seconds,
+            ask_seconds=settings.ask_seconds,
+        )
         return OpenedHub(memory, lambda: succeed(None))
     redis = RedisHubSettings(
         prefix=settings.prefix,
@@ -86,6 +91,7 @@ def open_hub(reactor: Any, settings: HubSettings, incarnation: str, environ: Map
         reply_seconds=settings.reply_seconds,
         linger_seconds=settings.linger_seconds,
         probe_seconds=settings.probe_seconds,
+        ask_seconds=settings.ask_seconds,
         journal=JournalLimits(
             settings.publish_seconds, settings.journal_max_publications, settings.journal_max_bytes
         ),

@@ -44,10 +44,6 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     pressed: int = 0
     rests: int = 0
     held_publishers: int = 0
-    api_calls: dict[str, int] = msgspec.field(default_factory=dict)
-    """By method."""
-    api_errors: dict[int, int] = msgspec.field(default_factory=dict)
-    """By the code of the error, or the HTTP status of what was no call."""
     pings: int = 0
     subscriptions: int = 0
     errors: dict[int, int] = msgspec.field(default_factory=dict)
@@ -88,10 +84,6 @@ _SHARD_LABELS = {
     "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
     "api_errors": ("code", "Errors of such calls, by their code or HTTP status."),
 }
-_SHARD_LABELS = {
-    "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
-    "api_errors": ("code", "Errors of such calls, by their code or HTTP status."),
-}
 _SHARD_GAUGES = {
     "clients": "Clients connected now.",
     "subscriptions": "Subscriptions of clients of the Centrifuge protocol now.",
@@ -109,6 +101,8 @@ _HUB_COUNTERS = {
     "deaf_links": "Subscriber links cut because a probe did not arrive.",
     "missed_windows": "Times the hub was out of hearing.",
     "missed_seconds": "Seconds the hub was out of hearing.",
+    "questions": "Questions put to other shards, and to this one.",
+    "unanswered": "Questions that not all shards asked have answered in time.",
 }
 _HUB_GAUGES = {
     "subscribed_channels": "Channels this shard hears.",
@@ -151,11 +145,6 @@ class ShardMetrics(Collector):
         for reason, name in _REFUSED.items():
             refused.add_metric([reason], getattr(self._shard, name))
         yield refused
-        for field, (label, text) in _SHARD_LABELS.items():
-            labelled = CounterMetricFamily(f"spread_{field}", text, labels=[label])
-            for value, number in getattr(self._shard, field).items():
-                labelled.add_metric([str(value)], number)
-            yield labelled
         for field, (label, text) in _SHARD_LABELS.items():
             labelled = CounterMetricFamily(f"spread_{field}", text, labels=[label])
             for value, number in getattr(self._shard, field).items():

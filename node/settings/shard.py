@@ -150,6 +150,10 @@ class HubSettings(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(description="A subscriber connection silent for this long is probed, and cut if it stays deaf."),
     ] = 3.0
+    ask_seconds: Annotated[
+        Seconds,
+        Meta(description="How long all shards may take to answer a question, as of who is connected."),
+    ] = 10.0
 
 
 class TextSettings(Section, frozen=True, kw_only=True):

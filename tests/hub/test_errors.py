@@ -15,6 +15,7 @@ from spread.hub.errors import (
     LinkLost,
     MessageTooLarge,
     ReplyError,
+    ShardUnknown,
 )
 
 EACH = [
@@ -26,6 +27,7 @@ EACH = [
     (ReplyError("ERR syntax error"), "ERR syntax error"),
     (MessageTooLarge(5, 4), "a publication of 5 bytes is above the maximum of 4"),
     (LeaseTaken(3, "h", 42), "shard 3 is already running: process 42 on host h"),
+    (ShardUnknown("aa"), "no live shard is 'aa'"),
 ]
 
 
@@ -71,6 +73,8 @@ def test_facts() -> None:
         ("WRONGPASS invalid username-password pair or user is disabled.", "WRONGPASS", False, True),
         ("NOAUTH Authentication required.", "NOAUTH", False, True),
         ("NOPERM this user has no permissions", "NOPERM", False, True),
+        ("ERR ACL failure in script: User u has no permissions to run 'zadd'", "NOPERM", False, True),
+        ("ERR The user executing the script can't run this command or subcommand", "NOPERM", False, True),
         ("ERR invalid password", "WRONGPASS", False, True),
         ("ERR AUTH <password> called without any password configured", "WRONGPASS", False, True),
         ("ERR Client sent AUTH, but no password is set", "WRONGPASS", False, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -231,6 +232,26 @@ class OfValkey(OnValkey, PresenceConformance, PresenceAway, TestCase):
         self.server.command("SET", "spread:presence:{a}", "x")
         error = await self.assertFailure(shard.hub.presence("a"), HubUnavailable)
         self.assertIn("WRONGTYPE", str(error))
+
+    async def test_the_acl_rule_of_the_documentation_allows_it_and_questions(self) -> None:
+        text = (Path(__file__).parent.parent.parent / "docs" / "operations.md").read_text()
+        [rule] = [line for line in text.splitlines() if line.startswith("ACL SETUSER")]
+        self.server.command(*rule.replace("PASSWORD", "x").split())
+        self.addCleanup(self.server.command, "ACL", "DELUSER", "spread")
+        shard: Any = redis_shard(f"redis://spread:x@127.0.0.1:{self.server.port}")
+        self.addCleanup(shard.hub.stop)
+        await shard.hub.start(shard.receiver)
+        await shard.hub.add_presence("a", ANN, 1)
+        await shard.hub.add_presence("a", BOB, 60)
+        await shard.hub.add_presence("a", ClientInfo("zoe", BOB.client), 60)
+        await pause(1.1)
+        self.assertEqual(await shard.hub.presence_stats("a"), PresenceStats(1, 1))
+        await shard.hub.remove_presence("a", BOB.client)
+        await self.present(shard, "a")
+        self.assertEqual(await shard.hub.roster(), [])
+        self.assertEqual(await shard.hub.ask(b"?"), [b""])
+        await shard.hub.stop()
+        self.assertEqual(self.server.command("ACL", "LOG"), [])
 
     async def test_an_acl_that_forbids_it(self) -> None:
         with Valkey(users=["spread on >x ~spread:* &spread:* +@all -zadd"]) as server:

@@ -366,6 +366,19 @@ def test_the_rows_by_number_with_their_ages(stage: Stage) -> None:
     assert rows[0].load == LOAD
 
 
+def test_a_row_of_an_older_release_has_not_all_fields(stage: Stage) -> None:
+    outcome = stage.runs(stage.roster.read())
+    stage.asked()
+    older = {"clients": 3, "channels": 2, "addresses": {"text": "h:8007"}, "ready": True}
+    newer = {**older, "users": 1, "subscriptions": 5, "uptime_seconds": 9, "of_a_later_release": [1]}
+    rows = [b"999.0 " + packed({"identity": OURS, "load": load}) for load in (older, newer)]
+    stage.wire.says(answer([b"1000.0", b"1", rows[0], b"2", rows[1]]))
+    loads = [info.load for info in outcome.value]
+    assert (loads[0].users, loads[0].subscriptions, loads[0].uptime_seconds) == (0, 0, 0)
+    assert (loads[0].clients, loads[0].ready) == (3, True)
+    assert (loads[1].users, loads[1].subscriptions, loads[1].uptime_seconds) == (1, 5, 9)
+
+
 def test_a_row_that_is_too_old_is_not_shown_and_one_of_the_future_is_new(stage: Stage) -> None:
     outcome = stage.runs(stage.roster.read())
     stage.asked()
