@@ -34,6 +34,7 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     refused_hub: int = 0
     refused_http: int = 0
     refused_rate: int = 0
+    emulation_refused: int = 0
     slow_clients: int = 0
     too_long: int = 0
     rate_limited: int = 0
@@ -62,6 +63,7 @@ _SHARD_COUNTERS = {
     "framed": "Frames made of them; once for each protocol and transport.",
     "not_encoded": "Publications that a protocol cannot carry (bytes that are no JSON, to JSON clients).",
     "messages_in": "Messages and frames received from clients.",
+    "emulation_refused": "Emulation requests refused because too many were on their way.",
     "pings": "Pings sent to clients of the Centrifuge protocol.",
     "slow_clients": "Clients closed because their outbox was over outbox_max_bytes.",
     "too_long": "Clients closed for a message over message_max_bytes.",

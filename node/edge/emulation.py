@@ -30,6 +30,7 @@ from twisted.web.server import NOT_DONE_YET
 from spread.hub.errors import HubError, ShardUnknown
 from spread.node.bodies import body_of, is_protobuf
 from spread.node.edge.browser import BrowserResource
+from spread.node.metrics import ShardCounters
 from spread.node.settings import Settings
 from spread.node.wire import json, protobuf
 from spread.node.wire.messages import ProtocolError
@@ -61,14 +62,13 @@ class EmulationResource(BrowserResource):
 
     log = Logger("spread.node.edge.emulation")
 
-    def __init__(self, settings: Settings, forward: Forward) -> None:
+    def __init__(self, settings: Settings, forward: Forward, counters: ShardCounters) -> None:
         super().__init__(settings.client.allowed_origins, settings.emulation.max_request_body_size)
         self._forward = forward
+        self._counters = counters
         self.in_flight = 0
         """Requests on their way."""
         self.in_flight_bytes = 0
-        self.refused = 0
-        """Requests refused because of the limits on those, since the start."""
 
     def respond(self, request: Any) -> Any:
         """See ``BrowserResource``."""
@@ -81,7 +81,7 @@ class EmulationResource(BrowserResource):
             return self.text(request, 400, "an emulation request names its node and its session")
         size = len(asked.data)
         if self.in_flight >= MAX_IN_FLIGHT or self.in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
-            self.refused += 1
+            self._counters.emulation_refused += 1
             return self.text(request, 503, "too many requests are on their way; try again")
         self.in_flight += 1
         self.in_flight_bytes += size
@@ -115,6 +115,8 @@ class EmulationResource(BrowserResource):
         self.log.failure("forwarding the commands of a client", failure)
 
 
-def emulation_resource(settings: Settings, forward: Forward) -> EmulationResource:
+def emulation_resource(
+    settings: Settings, forward: Forward, counters: ShardCounters | None = None
+) -> EmulationResource:
     """What answers at ``emulation.handler_prefix``."""
-    return EmulationResource(settings, forward)
+    return EmulationResource(settings, forward, counters or ShardCounters())

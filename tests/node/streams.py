@@ -25,6 +25,7 @@ from spread.node.edge.emulation import emulation_resource
 from spread.node.edge.http_stream import http_stream_resource
 from spread.node.edge.sse import sse_resource
 from spread.node.listen import bind, start_listening, stop_listening
+from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
 from spread.node.settings import ClientSettings, HttpStreamSettings, Settings
@@ -164,7 +165,8 @@ class StreamCase(TestCase):
             client=ClientSettings(allowed_origins=self.allowed_origins, user_id_http_header=self.user_header),
             http_stream=HttpStreamSettings(max_request_body_size=self.max_body_bytes),
         )
-        self.emulation = emulation_resource(settings, self.forward)
+        self.counters = ShardCounters()
+        self.emulation = emulation_resource(settings, self.forward, self.counters)
         self.site = quiet_site(
             reactor,
             {
@@ -174,7 +176,7 @@ class StreamCase(TestCase):
             },
         )
         self.factory = BoundedFactory(self.site, 100, lambda: None)
-        self.listening: Any = start_listening(reactor, bind(LOOPBACK, 0), self.factory)
+        self.listening: Any = start_listening(reactor, bind(LOOPBACK, 0), self.wrap(self.factory))
         self.port: int = self.listening.getHost().port
         self.peers: list[Peer] = []
 
@@ -190,6 +192,14 @@ class StreamCase(TestCase):
         await self.until(lambda: all(session.lost_count == 1 for session in self.sessions.opened))
         assert self.sessions.admitted == [], "somebody was admitted, and neither opened nor released"
         await stop_listening(self.listening, inherited=False)
+
+    def wrap(self, factory: Any) -> Any:
+        """What listens."""
+        return factory
+
+    def endpoint(self) -> Any:
+        """How peers connect."""
+        return TCP4ClientEndpoint(reactor, LOOPBACK, self.port)
 
     # -- what the tests use --------------------------------------------------------------------------------
 
@@ -214,8 +224,7 @@ class StreamCase(TestCase):
         :param receive_bytes: the size of its receive buffer, for who does not read.
         """
         peer = Peer()
-        endpoint = TCP4ClientEndpoint(reactor, LOOPBACK, self.port)
-        await connectProtocol(endpoint, peer)
+        await connectProtocol(self.endpoint(), peer)
         if receive_bytes:
             transport: Any = peer.transport
             transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)

@@ -227,17 +227,17 @@ class Waiting(StreamCase):
         await self.post()
         refused = await self.post()
         self.assertTrue(refused.heard.startswith(b"HTTP/1.1 503 "))
-        self.assertEqual((len(self.forwarded), self.emulation.refused), (2, 1))
+        self.assertEqual((len(self.forwarded), self.counters.emulation_refused), (2, 1))
         self.waiting[0].callback(None)
         await self.post()
-        self.assertEqual((len(self.forwarded), self.emulation.refused), (3, 1))
+        self.assertEqual((len(self.forwarded), self.counters.emulation_refused), (3, 1))
 
     async def test_a_bounded_size_is_on_the_way(self) -> None:
         self.patch(emulation, "MAX_IN_FLIGHT_BYTES", 10)
         await self.post(b"x" * 10)
         refused = await self.post(b"x")
         self.assertTrue(refused.heard.startswith(b"HTTP/1.1 503 "))
-        self.assertEqual((len(self.forwarded), self.emulation.refused), (1, 1))
+        self.assertEqual((len(self.forwarded), self.counters.emulation_refused), (1, 1))
 
 
 def test_the_body_of_the_protocol() -> None:
