@@ -200,11 +200,12 @@ class CentrifugeSession:
         except ProtocolError as error:
             self.violated(error.reason)
             return
+        was_refused = self.state is SessionState.REFUSED
         self._is_batching = True
         for command in commands:
             self._take(command)
-            if not self.is_alive:
-                break
+            if not self.is_alive or (self.state is SessionState.REFUSED and not was_refused):
+                break  # what came behind a connect that was refused in the same frame is dropped
         self._is_batching = False
         self._write_replies()
         self._read_or_not()
@@ -257,7 +258,7 @@ class CentrifugeSession:
             self._answer(command, result)
             return
         if result.called and not result.paused and not isinstance(result.result, Failure | Deferred):
-            self._answer(command, result.result)
+            self._answer(command, cast(Outcome, result.result))
             return
         self._wait_for(command, result)
 
@@ -289,7 +290,7 @@ class CentrifugeSession:
             self._answer(command, value)
 
         def failed(failure: Failure) -> None:
-            self._fail(command, failure.value)
+            self._fail(command, cast(BaseException, failure.value))
 
         def go_on(_: object) -> None:
             if channel and self._busy is not None:

@@ -113,6 +113,11 @@ async def _prepare_all(
     preparing: list[Deferred[Arrival]] = []
     arrivals: list[Arrival] = []
     shared = session.shared
+
+    def prepared(arrival: Arrival) -> Arrival:
+        arrivals.append(arrival)
+        return arrival
+
     try:
         for name, grant in wanted.items():
             options = shared.namespaces.options(name)
@@ -125,7 +130,7 @@ async def _prepare_all(
                 channel=name, recover=known.recover, epoch=known.epoch, offset=known.offset
             )
             one = Deferred.fromCoroutine(prepare(shared, session, asked, options, grant, is_server_side=True))
-            preparing.append(one.addCallback(lambda arrival: (arrivals.append(arrival), arrival)[1]))
+            preparing.append(one.addCallback(prepared))
         return await gatherResults(preparing, consumeErrors=True)
     except BaseException as error:
         for one in preparing:
