@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -63,8 +64,8 @@ def open_client(shards: Shards, driver_of: Callable[[str], Driver]) -> Iterator[
         shard: int,
         user: str = "",
         wait: bool = True,
-        claims: dict[str, object] | None = None,
-        **options: object,
+        claims: dict[str, Any] | None = None,
+        **options: Any,
     ) -> Client:
         user = user or shards.fresh("user")
         client = Client(driver_of(variant.sdk), shards.fresh("client"), user, shard)

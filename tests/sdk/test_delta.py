@@ -72,8 +72,9 @@ class Watcher:
             + "\n"
             + json.dumps({"id": 2, "subscribe": {"channel": channel, "delta": "fossil"}})
         )
-        self._early = [reply for _ in range(2) for reply in self._frame()]
-        replies = {reply["id"]: reply for reply in self._early if "id" in reply}
+        replies: dict[int, dict[str, Any]] = {}
+        while 2 not in replies:
+            replies |= {reply["id"]: reply for reply in self._frame() if "id" in reply}
         assert replies[2]["subscribe"]["delta"] is True, replies
 
     def _frame(self) -> list[dict[str, Any]]:

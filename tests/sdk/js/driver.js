@@ -14,6 +14,7 @@ class Client {
   constructor({ who, url, emulation, transport, protobuf, token, tokens, min_reconnect_delay }) {
     this.who = who;
     this.isBinary = protobuf;
+    this.isEmulated = transport !== 'websocket';
     this.subs = new Map();
     const scheme = transport === 'websocket' ? url.replace('http', 'ws') : url;
     const options = {
@@ -120,11 +121,14 @@ const commands = {
   unsubscribe: (c, { channel }) => c.subs.get(channel)?.unsubscribe(),
   storm: (c, command) => {
     const sub = c.subscription(command);
+    // Requests of their own may overtake each other, and then nobody knows what was meant to be the last.
+    if (c.isEmulated) c.sdk.startBatching();
     for (let n = 0; n < command.pairs; n++) {
       sub.subscribe();
       sub.unsubscribe();
     }
     if (command.stay) sub.subscribe();
+    if (c.isEmulated) c.sdk.stopBatching();
   },
   publish: async (c, { channel, data }) => {
     await c.sdk.publish(channel, c.bytes(data));
