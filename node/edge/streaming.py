@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IProtocol
@@ -26,6 +27,7 @@ from spread.hub.reactor import Clock, Timer
 from spread.node import codes
 from spread.node.codec import Codec
 from spread.node.edge.browser import BrowserResource
+from spread.node.edge.ending import end_writing
 from spread.node.edge.takeover import take_over
 from spread.node.encoders import codec_of
 from spread.node.outbox import make_outbox
@@ -193,7 +195,7 @@ class StreamEdge:
         push = messages.Push("", messages.Disconnect(disconnect.code, disconnect.reason))
         self._ending = self._clock.callLater(FINISH_SECONDS, self.cut)
         last_words = codec.frame(codec.wire.encode_reply(messages.Reply(0, push))) + self._stream.end
-        self._outbox.close(self._transport.loseConnection, last_words)
+        self._outbox.close(partial(end_writing, self._transport), last_words)
 
     def cut(self) -> None:
         """See ``contract.Edge``."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
@@ -15,6 +20,7 @@ from spread.node import codes
 from spread.node.edge import streaming
 from spread.node.wire import messages, protobuf
 from tests.cluster.shards import is_clean, reactor
+from tests.hub.certificates import Authority
 from tests.node.streams import (
     CONNECT,
     ORIGIN,
@@ -212,6 +218,38 @@ class Slowness(StreamCase):
         peer.goes_on_reading()
         self.assertFalse(is_clean(await peer.ended()))
         await self.until(lambda: session.lost_count == 1)
+
+
+class OverTls(StreamCase):
+    def wrap(self, factory: Any) -> Any:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        issued = Authority(Path(directory.name)).issue("127.0.0.1")
+        return TLSMemoryBIOFactory(DefaultOpenSSLContextFactory(issued.key, issued.cert), False, factory)
+
+    def endpoint(self) -> Any:
+        return wrapClientTLS(CertificateOptions(verify=False), super().endpoint())
+
+    async def test_a_stream_and_its_end(self) -> None:
+        peer = await self.connect(post(PATH, CONNECT))
+        await self.streams(peer, reply(1) + b"\n")
+        (session,) = self.sessions.opened
+        session.says(b"x" * 500_000)
+        session.end(codes.SHUTDOWN)
+        self.assertTrue(is_clean(await peer.ended()))
+        answer = Answer(peer.heard)
+        expected = reply(1) + b"\n" + b"x" * 500_000 + b"\n" + last_words(codes.SHUTDOWN) + b"\n"
+        self.assertEqual((answer.body, answer.chunks[-1]), (expected, b""))
+        await self.until(lambda: session.lost_count == 1)
+
+    async def test_a_flood_cuts(self) -> None:
+        peer = await self.connect(post(PATH, CONNECT))
+        await self.streams(peer, reply(1) + b"\n")
+        peer.says(b"x" * (streaming.UNASKED_MAX_BYTES + 1))
+        await peer.ended()
+
+    async def test_emulation(self) -> None:
+        self.assertEqual((await self.asked(post("/emulation", emulated(9, CONNECT)))).status, 204)
 
 
 class Unasked(StreamCase):
