@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.api import HubCounters
-from spread.hub.errors import HubError, HubUnavailable, MessageTooLarge
+from spread.hub.errors import HubError, HubUnavailable, MessageTooLarge, ShardUnknown
 from spread.hub.reactor import Clock, Timer
 
 __all__ = [
@@ -60,11 +60,13 @@ TELL_SECONDS = 60.0
 
 
 class _Open:
-    __slots__ = ("answers", "expected", "held", "result", "timer")
+    __slots__ = ("answers", "asked_at", "expected", "held", "result", "shard", "timer")
 
-    def __init__(self, result: Deferred[list[bytes]], timer: Timer) -> None:
+    def __init__(self, result: Deferred[list[bytes]], timer: Timer, asked_at: float, shard: str) -> None:
         self.result = result
         self.timer = timer
+        self.asked_at = asked_at
+        self.shard = shard  # the only one that is asked, or ""
         self.expected: int | None = None  # not known before the question was taken
         self.answers: dict[bytes, bytes] = {}  # by who gave it, in the order they came
         self.held = 0
@@ -86,9 +88,10 @@ class OpenQuestions:
         self._open: dict[int, _Open] = {}
         self._held = 0
 
-    def open(self, question: bytes) -> tuple[int, Deferred[list[bytes]]]:
+    def open(self, question: bytes, shard: str = "") -> tuple[int, Deferred[list[bytes]]]:
         """The number of a new question, higher than all before, and what fires with its answers.
 
+        :param shard: the incarnation of the only one that is asked.
         :raises MessageTooLarge: above ``MAX_QUESTION_BYTES``.
         :raises HubUnavailable: ``MAX_OPEN`` are open.
         """
@@ -100,7 +103,7 @@ class OpenQuestions:
         number = next(self._numbers)
         result: Deferred[list[bytes]] = Deferred(lambda _: self._give_up(number))
         timer = self._clock.callLater(self._seconds, self._late, number)
-        self._open[number] = _Open(result, timer)
+        self._open[number] = _Open(result, timer, self._clock.seconds(), shard)
         return number, result
 
     def expect(self, number: int, answers: int) -> None:
@@ -122,6 +125,26 @@ class OpenQuestions:
         question.held += len(answer)
         self._held += len(answer)
         self._check(number, question)
+
+    def oldest(self) -> float | None:
+        """When the question was asked that has been open for longest; ``None`` if none is."""
+        return next((question.asked_at for question in self._open.values()), None)
+
+    def settle(self, alive: set[str], until: float) -> None:
+        """Wait no more for shards that do not live: one that was killed with its machine may be counted as a
+        listener for long.
+
+        :param alive: the incarnations of those that do.
+        :param until: only questions that were asked before.
+        """
+        for number, question in list(self._open.items()):
+            if question.asked_at > until or question.expected is None:
+                continue
+            if question.shard and question.shard not in alive:
+                self.fail(number, ShardUnknown(question.shard))
+            elif not question.shard and alive <= {shard.hex() for shard in question.answers}:
+                question.expected = len(question.answers)
+                self._check(number, question)
 
     def fail(self, number: int, error: HubError) -> None:
         """There will be no answers."""

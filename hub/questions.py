@@ -4,8 +4,11 @@
     PREFIX:control:INCARNATION  pub/sub channel that one shard hears: questions to it alone, answers to it
 
 A question is published to one of these, and ``PUBLISH`` tells how many heard it: so many answers are waited
-for. Commands of one link are done in order, so the questions of a shard arrive in order; one that comes late,
-over a link that was given up, is dropped, since its asker was told that it failed.
+for. Redis may count a shard that died with its machine for many minutes more, until it notices that the
+connection is broken; so a question that is open for ``LOOK_SECONDS`` waits only for shards of the roster.
+
+Commands of one link are done in order, so the questions of a shard arrive in order; one that comes late, over
+a link that was given up, is dropped, since its asker was told that it failed.
 
 A message:
 
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,11 +36,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.api import HubCounters, Receiver
+from spread.hub.api import HubCounters, Receiver, ShardInfo
 from spread.hub.asking import MAX_ANSWER_BYTES, Answering, OpenQuestions
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, ReplyError, ShardUnknown
 from spread.hub.link import Link, SubscriberProtocol
-from spread.hub.reactor import Clock
+from spread.hub.reactor import Clock, Timer
 
 __all__ = ["KIND_ANSWER", "KIND_QUESTION", "VERSION", "Questions", "pack", "unpack"]
 
@@ -52,6 +56,9 @@ MAX_ORIGINS = 4096
 TELL_SECONDS = 60.0
 """What is none of ours is counted, and logged once in so long."""
 
+LOOK_SECONDS = 1.0
+"""How often the roster is looked at while questions are open for so long."""
+
 _INCARNATION = re.compile("[0-9a-f]{16}")
 
 
@@ -63,12 +70,21 @@ class Questions:
     :param commands: where questions and answers go out.
     :param shard: incarnation, 8 bytes.
     :param seconds: how long all may take to answer.
+    :param roster: asks for the live shards, as ``Hub.roster``.
     """
 
     log = Logger("spread.hub.questions")
 
     def __init__(
-        self, clock: Clock, commands: Link, prefix: str, shard: bytes, seconds: float, counters: HubCounters
+        self,
+        clock: Clock,
+        commands: Link,
+        prefix: str,
+        shard: bytes,
+        seconds: float,
+        counters: HubCounters,
+        *,
+        roster: Callable[[], Deferred[list[ShardInfo]]] | None = None,
     ) -> None:
         self._clock = clock
         self._commands = commands
@@ -77,6 +93,8 @@ class Questions:
         self._seconds = seconds
         self._counters = counters
         self._open = OpenQuestions(clock, self._hub, seconds, counters)
+        self._roster = roster
+        self._look_timer: Timer | None = None
         self._answering: Answering | None = None
         self._all = f"{prefix}:control".encode()
         self._own = self._channel_of(shard)
@@ -114,6 +132,9 @@ class Questions:
         Fires when the answers are taken, or their link is lost. Call it once.
         """
         self._is_stopped = True
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
         self._open.lose("this shard is stopping")
         if self._answering is not None:
             self._answering.stop()
@@ -138,7 +159,7 @@ class Questions:
         for forbidden, error in self._hearing.forbidden.items():
             return fail(HubRefused(self._hub, f"channel {forbidden.decode()}: {error}"))
         try:
-            number, result = self._open.open(question)
+            number, result = self._open.open(question, shard)
         except HubError as error:
             return fail(error)
         channel = self._channel_of(bytes.fromhex(shard)) if shard else self._all
@@ -147,6 +168,8 @@ class Questions:
         )
         sent.addCallbacks(self._sent, self._not_sent, callbackArgs=(number, shard), errbackArgs=(number,))
         sent.addErrback(lambda failure: self.log.failure("asking", failure))
+        if self._look_timer is None and self._roster is not None:
+            self._look_timer = self._clock.callLater(LOOK_SECONDS, self._look, self._roster)
         return result
 
     def _why_not(self) -> str:
@@ -166,13 +189,31 @@ class Questions:
             self._open.fail(number, HubUnavailable(self._hub, "nobody heard a question, not even this shard"))
 
     def _not_sent(self, failure: Failure, number: int) -> None:
-        error = failure.value
+        failure.trap(HubError)
+        error: Any = failure.value
         if isinstance(error, ReplyError):
             kind = HubRefused if error.is_refusal else HubUnavailable
             error = kind(self._hub, str(error))
-        if not isinstance(error, HubError):
-            failure.raiseException()
         self._open.fail(number, error)
+
+    def _look(self, roster: Callable[[], Deferred[list[ShardInfo]]]) -> None:
+        self._look_timer = None
+        oldest = self._open.oldest()
+        if oldest is None:
+            return
+        self._look_timer = self._clock.callLater(LOOK_SECONDS, self._look, roster)
+        until = self._clock.seconds() - LOOK_SECONDS
+        if oldest <= until:
+            looked = roster()
+            looked.addCallback(self._looked, until)
+            # The link is in trouble, or an ACL forbids it: then the deadline decides.
+            looked.addErrback(lambda failure: failure.trap(HubError))
+            looked.addErrback(lambda failure: self.log.failure("looking who is alive", failure))
+
+    def _looked(self, rows: list[ShardInfo], until: float) -> None:
+        alive = {row.identity.incarnation for row in rows}
+        if self._shard.hex() in alive:  # else it is not kept, or not of these shards
+            self._open.settle(alive, until)
 
     # -- being asked -----------------------------------------------------------------------------------
 

@@ -10,17 +10,18 @@ from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from spread.hub import questions
-from spread.hub.api import HubCounters
+from spread.hub import questions, roster
+from spread.hub.api import HubCounters, ShardInfo
 from spread.hub.asking import MAX_ANSWER_BYTES, MAX_OPEN, MAX_QUESTION_BYTES
 from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, MessageTooLarge, ShardUnknown
 from spread.hub.link import CommandProtocol, Link
 from spread.hub.questions import KIND_ANSWER, KIND_QUESTION, Questions, UnknownVersion, pack, unpack
+from tests.fakes import identity
 from tests.hub.backends import Backend, OnFakeredis, OnMemory, OnValkey
 from tests.hub.proxy import Proxied, Proxy
 from tests.hub.scripted import FakeEndpoint, Outcome, Wire, answer, captured, handshake, message, noperm
 from tests.hub.servers import Valkey
-from tests.hub.shards import Recorder, Shard, eventually, pause, reactor, redis_shard
+from tests.hub.shards import LOAD, Recorder, Shard, eventually, pause, reactor, redis_shard
 
 
 class QuestionsConformance(Backend):
@@ -250,6 +251,25 @@ class OfValkey(OnValkey, QuestionsAway, TestCase):
         error = await self.assertFailure(one.hub.ask(b"x"), HubUnavailable)
         self.assertIn("1 of 2 shards", str(error))
 
+    async def test_a_shard_whose_machine_is_gone_is_not_waited_for(self) -> None:
+        self.patch(roster, "HEARTBEAT_SECONDS", 0.1)
+        self.patch(roster, "DEAD_AFTER_SECONDS", 0.5)
+        (one,) = await self.shards(1)
+        proxy = Proxy(reactor, self.server.port)
+        self.addCleanup(proxy.stop)
+        gone = redis_shard(f"redis://127.0.0.1:{proxy.port}")
+        self.addCleanup(gone.hub.stop)
+        await gone.hub.start(gone.receiver)
+        for shard in (one, gone):
+            await shard.hub.claim(None, shard.identity)
+            shard.hub.enter(lambda: LOAD, lambda incumbent: None)
+        while len(await one.hub.roster()) < 2:
+            await pause(0.01)
+        proxy.each(Proxied.swallow)
+        self.assertEqual(await one.hub.ask(b"x"), [b"0:x"])
+        self.assertEqual(self.server.receivers("spread:control"), 2, "it is counted still")
+        await self.assertFailure(one.hub.ask(b"y", self.incarnation(gone)), ShardUnknown)
+
     async def test_what_is_none_of_ours_hurts_nobody(self) -> None:
         (shard,) = await self.shards(1)
         own = f"spread:control:{self.incarnation(shard)}"
@@ -325,7 +345,11 @@ class Stage:
             down=lambda reason: None,
         )
         self.counters = HubCounters()
-        self.questions = Questions(self.clock, self.link, "spread", OURS, 10.0, self.counters)
+        self.looks: list[Deferred[list[ShardInfo]]] = []
+        """The roster was asked for."""
+        self.questions = Questions(
+            self.clock, self.link, "spread", OURS, 10.0, self.counters, roster=self.look
+        )
         self.receiver = Recorder()
         self.receiver.answer = succeed
         self.questions.start(self.receiver)
@@ -352,6 +376,20 @@ class Stage:
                 self.subscriber.says(b"+OK\r\n")
         assert up.value is None
         self.questions.link_up(connection)
+
+    def look(self) -> Deferred[list[ShardInfo]]:
+        self.looks.append(Deferred())
+        return self.looks[-1]
+
+    def alive(self, *shards: bytes) -> None:
+        """What the roster says that was asked for."""
+        (look,) = self.looks
+        self.looks.clear()
+        rows = [
+            ShardInfo(shard=number, identity=identity(shard.hex(), 1), load=LOAD, age_seconds=0.0)
+            for number, shard in enumerate(shards)
+        ]
+        look.callback(rows)
 
     def says(self, channel: bytes, payload: bytes) -> None:
         self.subscriber.says(message(channel, payload))
@@ -434,6 +472,68 @@ def test_answers_that_cannot_be_heard(stage: Stage) -> None:
     assert "cannot be heard" in str(Outcome(stage.questions.ask(b"?", "")).value)
     stage.hears()
     stage.asks()
+
+
+def test_shards_that_are_dead_but_counted_are_not_waited_for(stage: Stage) -> None:
+    asked, number = stage.asks()
+    stage.wire.says(answer(3))
+    alone, _ = stage.asks(THEIRS.hex())
+    stage.wire.says(answer(1))
+    stage.says(OWN, pack(KIND_ANSWER, OURS, number, b"ours"))
+    stage.clock.advance(questions.LOOK_SECONDS)
+    stage.alive(OURS, THEIRS)
+    assert asked.fired == [] and alone.fired == []
+    stage.clock.advance(questions.LOOK_SECONDS)
+    stage.alive(OURS)
+    assert asked.value == [b"ours"]
+    assert type(alone.value) is ShardUnknown
+    assert stage.counters.unanswered == 0
+    stage.clock.advance(questions.LOOK_SECONDS)
+    assert stage.looks == [] and stage.deadlines == 0
+
+
+def test_a_question_that_was_just_asked_is_not_judged(stage: Stage) -> None:
+    first, _ = stage.asks(THEIRS.hex())
+    stage.wire.says(answer(1))
+    stage.clock.advance(questions.LOOK_SECONDS / 2)
+    second, _ = stage.asks(THEIRS.hex())
+    stage.wire.says(answer(1))
+    third, _ = stage.asks(THEIRS.hex())  # not known to have been taken
+    stage.clock.advance(questions.LOOK_SECONDS / 2)
+    stage.alive(OURS)
+    assert type(first.value) is ShardUnknown
+    assert second.fired == third.fired == []
+    stage.clock.advance(questions.LOOK_SECONDS)
+    stage.alive(OURS)
+    assert type(second.value) is ShardUnknown
+    assert third.fired == []
+
+
+def test_a_roster_without_this_shard_says_nothing(stage: Stage) -> None:
+    asked, _ = stage.asks(THEIRS.hex())
+    stage.wire.says(answer(1))
+    stage.clock.advance(questions.LOOK_SECONDS)
+    stage.alive()
+    stage.clock.advance(questions.LOOK_SECONDS)
+    stage.looks.pop().errback(HubUnavailable("there", "away"))
+    assert asked.fired == []
+    stage.clock.advance(questions.LOOK_SECONDS)
+    with captured() as lines:
+        stage.looks.pop().errback(ZeroDivisionError())
+    assert len(lines) == 1 and asked.fired == []
+
+
+def test_nobody_looks_while_questions_are_answered_and_after_the_stop(stage: Stage) -> None:
+    _, number = stage.asks(THEIRS.hex())
+    stage.wire.says(answer(1))
+    stage.clock.advance(questions.LOOK_SECONDS - 0.1)
+    stage.says(OWN, pack(KIND_ANSWER, THEIRS, number, b"x"))
+    stage.asks()
+    stage.clock.advance(0.1)
+    assert stage.looks == []
+    assert Outcome(stage.questions.stop()).value is None
+    stage.clock.advance(5.0)
+    assert stage.looks == []
 
 
 @pytest.mark.parametrize("forbidden", [ALL, OWN])
