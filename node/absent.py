@@ -118,6 +118,9 @@ ABSENT: dict[str, str] = {
 
 _DEFAULTS: dict[str, object] = {
     "broker.type": "memory",
+    "health.handler_prefix": "/health",
+    "rpc.namespace_boundary": ":",
+    "rpc.ping.method": "ping",
     "engine.type": "memory",
     "http_server.port": 8000,
     "map_broker.type": "memory",
@@ -147,7 +150,7 @@ _SWITCHED = frozenset(
     {
         *("admin", "broker", "debug", "dev", "graphite", "grpc_api", "health", "init", "opentelemetry"),
         *("presence_manager", "prometheus", "swagger", "uni_grpc", "uni_http_stream", "uni_sse"),
-        *("uni_websocket", "webtransport"),
+        *("uni_websocket", "webtransport", "client.proxy.connect", "client.proxy.refresh", "rpc.ping"),
     }
 )
 """Tables that mean nothing without an ``enabled`` that is true."""

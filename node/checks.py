@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import stat
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -19,12 +20,14 @@ from spread.node.addresses import (
     parse_address,
     parse_shards,
 )
+from spread.node.checks_protocol import NO_KEY, check_channel, check_client, who_is_let_in
 from spread.node.settings import Settings
 from spread.node.values import ConfigError, reason, shown
 
 __all__ = ["check_together"]
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
+_PATH = re.compile(r"/[A-Za-z0-9_.~/-]*")
 
 
 def check_together(
@@ -38,7 +41,11 @@ def check_together(
     """
     _check_addresses(settings, origins)
     _check_text(settings, origins)
+    _check_pair("node", settings.node.tls_cert, settings.node.tls_key, origins)
     _check_hub(settings, origins)
+    check_client(settings, origins, doubt)
+    check_channel(settings, origins, doubt)
+    _check_paths(settings, origins)
 
 
 def _check_addresses(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -50,6 +57,7 @@ def _check_addresses(settings: Settings, origins: Mapping[str, str]) -> None:
     for key, text in {
         "text.listen": settings.text.listen,
         "node.http": settings.node.http,
+        "node.json": settings.node.json,
         "node.ops": settings.node.ops,
     }.items():
         try:
@@ -59,16 +67,30 @@ def _check_addresses(settings: Settings, origins: Mapping[str, str]) -> None:
         if address is None:
             continue
         addresses[key] = address
-        if key != "node.ops" and not address.is_loopback and not settings.node.allow_anonymous:
-            raise ConfigError(
-                origins[key],
-                f"{address} can be reached from other machines and clients are not authenticated; "
-                "add --allow-anonymous to let anyone in, or listen on 127.0.0.1",
-            )
+        if key != "node.ops" and not address.is_loopback:
+            _check_public(key, address, settings, origins)
     ops = addresses.pop("node.ops", None)
     _check_distinct(addresses, origins)
     if ops:
         _check_ops(ops, _numbers(shards), addresses, origins)
+
+
+def _check_public(key: str, address: Address, settings: Settings, origins: Mapping[str, str]) -> None:
+    if key == "node.http" and settings.http_api.insecure and not settings.http_api.disabled:
+        raise ConfigError(
+            origins["http_api.insecure"],
+            f"anybody who can reach {address} could publish and disconnect clients; set http_api.key "
+            "instead, or listen on 127.0.0.1",
+        )
+    # The text protocol knows no tokens.
+    anybody = NO_KEY if key == "text.listen" else who_is_let_in(settings.client)
+    if anybody and not settings.node.allow_anonymous:
+        first = "set a key in client.token, " if anybody == NO_KEY and key != "text.listen" else ""
+        raise ConfigError(
+            origins[key],
+            f"{address} can be reached from other machines and {anybody}; "
+            f"{first}add --allow-anonymous to let anyone in, or listen on 127.0.0.1",
+        )
 
 
 def _numbers(shards: Shards) -> range:
@@ -158,19 +180,41 @@ def _check_hub(settings: Settings, origins: Mapping[str, str]) -> None:
             origins["hub.prefix"],
             f"{shown(hub.prefix)}: only letters, digits and _ - . : may be in it",
         )
-    if bool(hub.tls_cert) != bool(hub.tls_key):
-        present, missing = ("cert", "key") if hub.tls_cert else ("key", "cert")
+    if hub.tls_ca:
+        _check_readable(hub.tls_ca, origins["hub.tls_ca"])
+    _check_files("hub", hub.tls_cert, hub.tls_key, origins)
+
+
+def _check_pair(section: str, certificate: str, key: str, origins: Mapping[str, str]) -> None:
+    """Check that a server can be had with these two files."""
+    _check_files(section, certificate, key, origins)
+    if not certificate:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # Asked for a password, OpenSSL would wait for one on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except (ssl.SSLError, ValueError, OSError) as error:
+        mismatch = isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH"
         raise ConfigError(
-            origins[f"hub.tls_{present}"],
-            f"hub.tls_{present} is given without hub.tls_{missing}; give both, or neither",
+            origins[f"{section}.tls_key"],
+            f"{shown(key)} is not the key of the certificate in {shown(certificate)}"
+            if mismatch
+            else f"{shown(certificate)} and {shown(key)} are not a certificate and its key in PEM, without a "
+            "password",
+        ) from None
+
+
+def _check_files(section: str, certificate: str, key: str, origins: Mapping[str, str]) -> None:
+    if bool(certificate) != bool(key):
+        present, missing = ("cert", "key") if certificate else ("key", "cert")
+        raise ConfigError(
+            origins[f"{section}.tls_{present}"],
+            f"{section}.tls_{present} is given without {section}.tls_{missing}; give both, or neither",
         )
-    for key, path in {
-        "hub.tls_ca": hub.tls_ca,
-        "hub.tls_cert": hub.tls_cert,
-        "hub.tls_key": hub.tls_key,
-    }.items():
+    for name, path in (("tls_cert", certificate), ("tls_key", key)):
         if path:
-            _check_readable(path, origins[key])
+            _check_readable(path, origins[f"{section}.{name}"])
 
 
 def _check_readable(path: str, origin: str) -> None:
@@ -184,3 +228,23 @@ def _check_readable(path: str, origin: str) -> None:
         raise ConfigError(origin, f"{shown(path)} cannot be read: {reason(error)}") from None
     if not is_file:
         raise ConfigError(origin, f"{shown(path)} is not a file")
+
+
+def _check_paths(settings: Settings, origins: Mapping[str, str]) -> None:
+    emulated = settings.http_stream.enabled or settings.sse.enabled
+    taken = {"/health": "the health check"}
+    for section, prefix, is_served in (
+        ("http_api", settings.http_api.handler_prefix, not settings.http_api.disabled),
+        ("websocket", settings.websocket.handler_prefix, not settings.websocket.disabled),
+        ("http_stream", settings.http_stream.handler_prefix, settings.http_stream.enabled),
+        ("sse", settings.sse.handler_prefix, settings.sse.enabled),
+        ("emulation", settings.emulation.handler_prefix, emulated),
+    ):
+        origin = origins[f"{section}.handler_prefix"]
+        if not _PATH.fullmatch(prefix):
+            raise ConfigError(origin, f"{shown(prefix)} is no path; it begins with /, as /connection does")
+        path = prefix.rstrip("/")
+        if is_served and path in taken:
+            raise ConfigError(origin, f"{shown(prefix)} is taken by {taken[path]}; take another path")
+        if is_served:
+            taken[path] = section

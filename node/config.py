@@ -8,8 +8,8 @@ A file is TOML or JSON, one table for each section. The environment is taken str
 ``SPREAD_...`` variable is an error, since it is most likely a misspelled setting. Not refused are what
 Kubernetes sets for services whose names begin with ``spread``, and what Spread reads elsewhere.
 
-What a Centrifugo configuration asks for and Spread does not have is an error as well (``spread.node.absent``),
-unless the caller wants to be lenient: then it is a warning, and the key is passed over.
+What a Centrifugo configuration asks for and Spread does not have is an error as well (``spread.node.absent``
+has the list), unless the caller wants to be lenient: then it is a warning, and the key is passed over.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load(
 
     values: dict[str, Any] = {}
     origins = {flag.key: f"the default of {flag.flag or flag.key}" for flag in FLAGS}
-    sources = [_from_environment(environ, doubt), _from_flags(flags)]
+    sources = [_from_environment(environ, doubt), _from_flags(flags, doubt)]
     if file is not None:
         sources.insert(0, _from_file(file, doubt))
     for source in sources:
@@ -85,6 +85,9 @@ def load(
             values[key] = value
             origins[key] = origin
     _set_options(values, environ)
+    for key, value in values.items():
+        if key.endswith(".handler_prefix"):
+            values[key] = value.rstrip("/") or "/"  # as Centrifugo does
     settings: Settings = msgspec.convert(_nested(values), Settings)
     check_together(settings, origins, doubt)
     return settings
@@ -132,6 +135,8 @@ class _Walk:
         for name, value in table.items():
             key = f"{path}.{name}" if path else name
             origin = f"{self._source}: {key}"
+            if "." in name:
+                raise ConfigError(self._source, _dotted(name, key, known))
             if key in known and known[key].kind == "tables":
                 yield key, origin, self.tables(value, key)
             elif key in known:
@@ -220,10 +225,14 @@ _HEAD_KEYS = {flag.flag.removeprefix("--"): flag.key for flag in FLAGS if flag.f
 """Flags that have the name of a section: ``hub`` and ``text``. In a file they are ``url`` and ``listen``."""
 
 
+def _dotted(name: str, key: str, known: Mapping[str, Flag]) -> str:
+    kind = "section" if name == key else "key"
+    if key in known:
+        return f"unknown {kind} {key}; write {known[key].field} inside of the table {known[key].table}"
+    return f"unknown {kind} {shown_key(key)}{_did_you_mean(key, known)}"
+
+
 def _unknown_section(section: str) -> str:
-    if section in _BY_KEY:
-        flag = _BY_KEY[section]
-        return f"unknown section {section}; write {flag.field} inside of the section {flag.table}"
     # Centrifugo before v6 had no sections: token_hmac_secret_key is client.token.hmac_secret_key now.
     flat = [flag.key for flag in FLAGS if f"_{flag.key}".replace(".", "_").endswith(f"_{section}")]
     near = _same_name(section, _BY_KEY) or flat or difflib.get_close_matches(section, _SECTIONS, 1)
@@ -259,12 +268,7 @@ def _from_environment(environ: Mapping[str, str], doubt: _Doubt) -> _Given:
             continue
         origin = f"environment variable {shown_key(variable)}"
         if flag := _BY_VARIABLE.get(variable):
-            value = converted(flag, text, origin)
-            if flag.kind == "tables":
-                walk = _Walk(origin)
-                value = walk.tables(value, flag.key)
-                walk.tell(doubt)
-            yield flag.key, origin, value
+            yield flag.key, origin, _from_text(flag, text, origin, doubt)
         elif _is_elsewhere(variable, text):
             pass
         elif absent := absent_variable(variable):
@@ -272,6 +276,15 @@ def _from_environment(environ: Mapping[str, str], doubt: _Doubt) -> _Given:
                 doubt(_has_not(origin, [absent]))
         else:
             raise ConfigError(origin, f"unknown{_did_you_mean_variable(variable)}")
+
+
+def _from_text(flag: Flag, text: str, origin: str, doubt: _Doubt) -> Any:
+    value = converted(flag, text, origin)
+    if flag.kind == "tables":
+        walk = _Walk(origin)
+        value = walk.tables(value, flag.key)
+        walk.tell(doubt)
+    return value
 
 
 def _set_options(values: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -319,16 +332,13 @@ def _did_you_mean_variable(variable: str) -> str:
     )
 
 
-def _from_flags(flags: Mapping[str, str | bool]) -> _Given:
+def _from_flags(flags: Mapping[str, str | bool], doubt: _Doubt) -> _Given:
     for key, given in flags.items():
         if key not in _BY_KEY:
             raise ConfigError("flags", f"unknown key {shown_key(key)}{_did_you_mean(key, _BY_KEY)}")
         flag = _BY_KEY[key]
         origin = f"flag {flag.flag}" if flag.flag else f"key {key}"
-        if flag.kind == "tables":
-            walk = _Walk(origin)
-            yield key, origin, walk.tables(converted(flag, str(given), origin), key)
-        elif isinstance(given, str):
-            yield key, origin, converted(flag, given, origin)
+        if isinstance(given, str):
+            yield key, origin, _from_text(flag, given, origin, doubt)
         else:
             yield key, origin, checked(flag, given, origin, given)

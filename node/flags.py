@@ -58,7 +58,7 @@ _METAVARS: dict[str, str] = {
 }
 _UNITS: dict[str, str] = {"_per_second": "per second", "_seconds": "seconds", "_bytes": "bytes"}
 
-_EPILOG = """\
+_HINTS = """\
 \b
 Examples:
   spread-node --shard 0-1
@@ -70,9 +70,13 @@ Examples:
       say what is wrong with a configuration, start nothing
 
 \b
-Every setting is looked up in this order: flag, environment variable (in
-brackets above), configuration file, default.
+Every setting is looked up in this order: flag, environment variable (the flag
+in capitals, SPREAD_ before it), configuration file, default. In a file the
+sections client to emulation are those of a Centrifugo v6 configuration, and
+channel.namespaces lists the namespaces; docs/configuration.md explains them.
+"""
 
+_EXIT_CODES = """\
 \b
 Exit codes:
   0  clean stop, or --check found nothing wrong
@@ -80,6 +84,9 @@ Exit codes:
   3  the shard number is taken by another live process
   4  the hub cannot be reached
 """
+
+_LINE_CHARACTERS = 64
+"""A longer word does not fit into a line of ``--help``."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -139,7 +146,7 @@ class Flag:
             case "str":
                 return f"text of {self.bounds}" if self.bounds else "text"
             case "list":
-                return f"a list of {_alternatives(self.choices)}" if self.choices else "a list of texts"
+                return f"a list of these: {', '.join(self.choices)}" if self.choices else "a list of texts"
             case "tables":
                 return "a list of tables"
             case "duration":
@@ -251,7 +258,8 @@ def given(parameters: Mapping[str, object]) -> dict[str, str | bool]:
 
 
 def _option(flag: Flag) -> Callable[[_Function], _Function]:
-    facts = [f"default: {shown_default(flag)}", flag.bounds, flag.variable]
+    variable = flag.variable if len(flag.variable) <= _LINE_CHARACTERS else ""
+    facts = [f"default: {shown_default(flag)}", flag.bounds, variable]
     help = f"{flag.help}  [{'; '.join(fact for fact in facts if fact)}]"
     if flag.kind == "bool":
         names = f"{flag.flag}/--no-{flag.flag.removeprefix('--')}"
@@ -281,11 +289,18 @@ def _metavar(flag: Flag) -> str:
 
 
 class SettingsCommand(click.Command):
-    """A command whose ``--help`` groups the settings by section, and ends with examples and exit codes."""
+    """A command whose ``--help`` begins with examples and groups the settings by section."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("epilog", _EPILOG)
+        kwargs.setdefault("epilog", _EXIT_CODES)
         super().__init__(*args, **kwargs)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, and how it is used most."""
+        super().format_help_text(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(_HINTS)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the command's own options first, then a group for each section."""
@@ -294,11 +309,19 @@ class SettingsCommand(click.Command):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                groups.setdefault(sections.get(parameter.name or "", ""), []).append(record)
+                groups.setdefault(sections.get(parameter.name or "", ""), []).append(_shortened(record))
         for section, records in groups.items():
             if records:
+                is_long = any(len(names) > 50 for names, _ in records)
                 with formatter.section(_heading(section)):
-                    formatter.write_dl(records)
+                    formatter.write_dl(records, col_max=6 if is_long else 30)
+
+
+def _shortened(record: tuple[str, str]) -> tuple[str, str]:
+    """A line of ``--help`` whose two names for a switch fit a terminal."""
+    names, help = record
+    flag, slash, _ = names.partition(" / --no-")
+    return (f"{flag}{slash}..." if len(names) > 72 else names), help
 
 
 def _heading(table: str) -> str:
@@ -321,11 +344,13 @@ def example_toml() -> str:
         if flag.table != table:
             table = flag.table
             lines += ["", f"# {_heading(table)}", f"[{table}]"]
-        names = ", ".join(filter(None, [flag.flag, flag.variable]))
+        names = flag.flag or "in place of this line, as tables: [[channel.namespaces]]"
+        names = f"{names}, {flag.variable}"
         choices = [choice for choice in flag.choices if choice]
         facts = [names, " or ".join(choices), flag.bounds]
         lines += ["", *(f"# {line}" for line in textwrap.wrap(flag.help, 98, break_on_hyphens=False))]
-        lines.append(f"#   {'; '.join(fact for fact in facts if fact)}")
+        words = "; ".join(fact for fact in facts if fact)
+        lines += [f"#   {line}" for line in textwrap.wrap(words, 104, break_on_hyphens=False)]
         lines.append(f"{flag.field} = {_toml(flag)}")
     return "\n".join(lines) + "\n"
 

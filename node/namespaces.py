@@ -1,4 +1,4 @@
-"""What a channel can do, by its name: the rules of Centrifugo for namespaces, private and user-limited channels.
+"""What a channel can do, by its name: namespaces, private and user-limited channels, as in Centrifugo.
 
     $chat:room:1        $ is the private prefix; chat is the namespace, which ends at the first boundary
     dialog#17,42        the users 17 and 42
@@ -21,8 +21,8 @@ __all__ = ["ChannelOptions", "Namespaces"]
 class ChannelOptions(NamespaceOptions, frozen=True, kw_only=True):
     """The options of all channels of a namespace, as the configuration has them, and what follows from them.
 
-    ``history_ttl`` and ``history_meta_ttl`` are whole seconds; where the namespace leaves ``history_meta_ttl``
-    or ``publication_data_format`` open, those of all channels stand here.
+    ``history_ttl`` and ``history_meta_ttl`` are whole seconds; where the namespace leaves
+    ``history_meta_ttl`` or ``publication_data_format`` open, those of all channels stand here.
     """
 
     namespace: str
@@ -42,7 +42,7 @@ class Namespaces:
     """All namespaces of a configuration.
 
     :param channel: valid settings.
-    :param personal_channel_namespace: ``client.subscribe_to_user_personal_channel.personal_channel_namespace``.
+    :param personal_channel_namespace: that of ``client.subscribe_to_user_personal_channel``.
     :raises re.error: a ``channel_regex`` is none.
     """
 

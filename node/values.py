@@ -1,4 +1,4 @@
-"""One value of a configuration: from how it was written to the type of its setting, or a line that says why not.
+"""One value of a configuration: from how it was written to the type of its setting, or why that cannot be.
 
 No message holds a secret: neither the value of a setting that is one, nor a password of a URL that was given
 where it does not belong.
@@ -75,10 +75,13 @@ def checked(flag: Flag, value: object, origin: str, given: object) -> Any:
     """
     if any("\ud800" <= character <= "\udfff" for text in _texts(value) for character in text):
         raise ConfigError(origin, "is not valid UTF-8 text")
-    if isinstance(value, list) and isinstance(given, list):
-        # The item that is wrong says more than "a list".
-        given = next((item for item in value if not isinstance(item, str) or item in flag.choices), given)
-        given = next((item for item in value if flag.choices and item not in flag.choices), given)
+    if flag.kind == "list" and isinstance(value, list):
+        # The item that is wrong says more than the whole.
+        choices = flag.choices
+        wrong_items = (
+            item for item in value if not isinstance(item, str) or (choices and item not in choices)
+        )
+        given = next(wrong_items, given)
     wrong = ConfigError(origin, f"must be {flag.expected}, not {'this' if flag.is_secret else shown(given)}")
     if flag.kind == "duration" and isinstance(value, str):
         try:

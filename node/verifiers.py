@@ -36,7 +36,8 @@ class Verifier(Protocol):
     def verify_connection(self, token: str) -> Deferred[ConnectionToken]:
         """What a connection token says.
 
-        :returns: fails with ``TokenExpired``, ``TokenInvalid``, or ``JwksUnavailable`` if that cannot be said now.
+        :returns: fails with ``TokenExpired``, ``TokenInvalid``, or, if that cannot be said now,
+            ``JwksUnavailable``.
         """
         ...
 

@@ -41,8 +41,8 @@ class NamespaceOptions(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=100 * YEAR_SECONDS,
-            description="Epoch and offset of a channel are kept for this long after the last use. Whole seconds; "
-            "0: as channel.history_meta_ttl says.",
+            description="Epoch and offset of a channel are kept for this long after the last use. Whole "
+            "seconds; 0: as channel.history_meta_ttl says.",
         ),
     ] = 0.0
     force_positioning: Annotated[
@@ -117,8 +117,8 @@ class NamespaceOptions(Section, frozen=True, kw_only=True):
     publication_data_format: Annotated[
         DataFormat,
         Meta(
-            description="What clients and the API may publish: json, json_object, binary (also nothing at all). "
-            "Empty: as channel.publication_data_format says."
+            description="What clients and the API may publish: json, json_object, binary (also nothing at "
+            "all). Empty: as channel.publication_data_format says."
         ),
     ] = ""
 
@@ -144,14 +144,15 @@ class ChannelSettings(Section, frozen=True, kw_only=True):
         Meta(
             gt=0,
             le=100 * YEAR_SECONDS,
-            description="Epoch and offset of a channel are kept for this long after the last use. Whole seconds.",
+            description="Epoch and offset of a channel are kept for this long after the last use. Whole "
+            "seconds.",
         ),
     ] = 2_592_000.0
     publication_data_format: Annotated[
         DataFormat,
         Meta(
-            description="What clients and the API may publish: json, json_object, binary (also nothing at all). "
-            "Empty: anything but nothing."
+            description="What clients and the API may publish: json, json_object, binary (also nothing at "
+            "all). Empty: anything but nothing."
         ),
     ] = ""
     max_length: Annotated[int, Meta(ge=1, le=65536, description="Bytes of the name of a channel.")] = 255

@@ -28,7 +28,8 @@ class TokenSettings(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=1 << 53,
-            description="Seconds since 1970 after which the previous secret is not accepted any more. 0: no end.",
+            description="Seconds since 1970 after which the previous secret is not accepted any more. 0: no "
+            "end.",
         ),
     ] = 0
     rsa_public_key: Annotated[
@@ -40,8 +41,8 @@ class TokenSettings(Section, frozen=True, kw_only=True):
     jwks_public_endpoint: Annotated[
         str,
         Meta(
-            description="Where the set of public keys (JWKS) is: an https URL, an http URL of this machine, or "
-            "a file (a path, or file://PATH)."
+            description="Where the set of public keys (JWKS) is: an https URL, an http URL of this machine, "
+            "or a file (a path, or file://PATH)."
         ),
     ] = ""
     audience: Annotated[str, Meta(description="The aud claim that a token must have.")] = ""
@@ -63,8 +64,8 @@ class SubscriptionTokenSettings(TokenSettings, frozen=True, kw_only=True):
     enabled: Annotated[
         bool,
         Meta(
-            description="Subscription tokens are verified with the keys of this table, and no longer with those "
-            "of client.token."
+            description="Subscription tokens are verified with the keys of this table, and no longer with "
+            "those of client.token."
         ),
     ] = False
 
@@ -93,8 +94,8 @@ class ClientSettings(Section, frozen=True, kw_only=True):
     allowed_origins: Annotated[
         tuple[str, ...],
         Meta(
-            description="Pages that may connect from a browser: patterns such as https://*.example.com, or * for "
-            "all. None: no page may; clients that are no browser always may."
+            description="Pages that may connect from a browser: patterns such as https://*.example.com, or * "
+            "for all. None: no page may; clients that are no browser always may."
         ),
     ] = ()
     token: TokenSettings = TokenSettings()
@@ -113,7 +114,8 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         Meta(
             ge=-1,
             le=3600,
-            description="How long a client may take to answer a ping; shorter than the interval. -1: for ever.",
+            description="How long a client may take to answer a ping; shorter than the interval. -1: for "
+            "ever.",
         ),
     ] = 8.0
     expired_close_delay: Annotated[
@@ -155,8 +157,8 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Commands of one connection that may be done at the same time. Spread does them in order, "
-            "whatever this says.",
+            description="Commands of one connection that may be done at the same time. Spread does them in "
+            "order, whatever this says.",
         ),
     ] = 0
     channel_position_check_delay: Annotated[
@@ -164,8 +166,8 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         Meta(
             gt=0,
             le=DAY_SECONDS,
-            description="How often the position of a subscription that follows positions is compared with the "
-            "history.",
+            description="How often the position of a subscription that follows positions is compared with "
+            "the history.",
         ),
     ] = 40.0
     connection_limit: Annotated[
@@ -219,16 +221,16 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         float,
         Meta(
             ge=0,
-            description="Spread's own. Commands of all connections of one user to one shard; what is above is "
-            "answered with error 111. 0: no limit.",
+            description="Spread's own. Commands of all connections of one user to one shard; what is above "
+            "is answered with error 111. 0: no limit.",
         ),
     ] = 0
     errors_limit: Annotated[
         int,
         Meta(
             ge=0,
-            description="Spread's own. Errors that one connection may be answered in a minute; one more closes it "
-            "with 3509. 0: no limit.",
+            description="Spread's own. Errors that one connection may be answered in a minute; one more "
+            "closes it with 3509. 0: no limit.",
         ),
     ] = 300
     max_unacknowledged_commands: Annotated[
@@ -236,7 +238,7 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=100_000,
-            description="Spread's own. Commands of one connection that may wait to be done; above it the client "
-            "is not read until some are.",
+            description="Spread's own. Commands of one connection that may wait to be done; above it the "
+            "client is not read until some are.",
         ),
     ] = 256

@@ -29,8 +29,8 @@ class NodeSettings(Section, frozen=True, kw_only=True):
     json: Annotated[
         str,
         Meta(
-            description="HOST:PORT for the Centrifuge protocol as lines of JSON over TCP, or off. Shared by all "
-            "shards of a machine."
+            description="HOST:PORT for the Centrifuge protocol as lines of JSON over TCP, or off. Shared by "
+            "all shards of a machine."
         ),
     ] = "off"
     tls_cert: Annotated[
