@@ -58,10 +58,19 @@ class _Fault(Exception):
     help="TOML or JSON file with any of the settings below, as section.key.  [SPREAD_CONFIG]",
 )
 @click.option("--check", is_flag=True, envvar="SPREAD_CHECK", help="Validate everything, start nothing.")
+@click.option(
+    "--lenient-config",
+    is_flag=True,
+    envvar="SPREAD_LENIENT_CONFIG",
+    help="Warn of what Spread does not have of a Centrifugo configuration, and pass over it; without this "
+    "flag that is an error.  [SPREAD_LENIENT_CONFIG]",
+)
 @click.option("--print-config", is_flag=True, help="Print a configuration file with all defaults.")
 @click.version_option(version("spread-node"), prog_name="spread-node")
 @options
-def command(config_file: str | None, check: bool, print_config: bool, **parameters: object) -> int:
+def command(
+    config_file: str | None, check: bool, lenient_config: bool, print_config: bool, **parameters: object
+) -> int:
     """Run a shard of a Spread cluster, or several.
 
     Shards meet in a hub (Redis, Valkey, or a private one that needs no set-up) and pass on what their
@@ -70,7 +79,8 @@ def command(config_file: str | None, check: bool, print_config: bool, **paramete
     if print_config:
         click.echo(example_toml(), nl=False)
         return CLEAN
-    settings = load(file=config_file, environ=os.environ, flags=given(parameters))
+    warn = _warn if lenient_config else None
+    settings = load(file=config_file, environ=os.environ, flags=given(parameters), warn=warn)
     shards = parse_shards(settings.node.shard)
 
     from twisted.internet import reactor
@@ -103,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except _Fault as fault:
         code = _complain(fault.code, fault.text)
     sys.exit(code)
+
+
+def _warn(text: str) -> None:
+    line = " ".join(text.split())
+    click.echo(f"spread-node: warning: {line}", err=True)
 
 
 def _complain(code: int, text: str) -> int:
