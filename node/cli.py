@@ -195,10 +195,19 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
     return _run(reactor, serve)
 
 
+_SERVICES = {"text": ("text", "listen"), "http": ("node", "http"), "json": ("node", "json")}
+"""Where the settings have the addresses of what clients connect to."""
+
+
+def _at(settings: Settings, key: tuple[str, str]) -> str:
+    address: str = getattr(getattr(settings, key[0]), key[1])
+    return address
+
+
 def _bind_all(settings: Settings) -> dict[str, Any]:
     sockets = {}
-    for service, text in (("text", settings.text.listen), ("http", settings.node.http)):
-        address = parse_address(text)
+    for service, key in _SERVICES.items():
+        address = parse_address(_at(settings, key))
         if address is not None:
             sockets[service] = bind(address.host, address.port)
     return sockets
@@ -277,16 +286,13 @@ def _at_ports_of(sockets: Mapping[int, Mapping[str, Any]], settings: Settings) -
     first = next(iter(sockets.values()))
     import msgspec
 
-    text, http = settings.text.listen, settings.node.http
-    if "text" in first:
-        text = f"{text.rpartition(':')[0]}:{first['text'].getsockname()[1]}"
-    if "http" in first:
-        http = f"{http.rpartition(':')[0]}:{first['http'].getsockname()[1]}"
-    return msgspec.structs.replace(
-        settings,
-        text=msgspec.structs.replace(settings.text, listen=text),
-        node=msgspec.structs.replace(settings.node, http=http),
-    )
+    for service, (section, field) in _SERVICES.items():
+        if service in first:
+            host = _at(settings, (section, field)).rpartition(":")[0]
+            at = {field: f"{host}:{first[service].getsockname()[1]}"}
+            changed = {section: msgspec.structs.replace(getattr(settings, section), **at)}
+            settings = msgspec.structs.replace(settings, **changed)
+    return settings
 
 
 def _print_line(line: str) -> None:

@@ -42,12 +42,12 @@ def may_read_history(options: ChannelOptions, user: str, is_subscribed: bool) ->
     )
 
 
-def may_use_text(options: ChannelOptions, is_in_namespace: bool) -> bool:
+def may_use_text(options: ChannelOptions) -> bool:
     """Join, and talk, over the text protocol, which knows no users.
 
     Channels without a namespace are as open as the port. Those of a namespace have the rules of
     anonymous clients: joining is subscribing, and who joins talks.
     """
-    return not is_in_namespace or (
+    return not options.namespace or (
         may_subscribe(options, "", None) and may_publish(options, "", is_subscribed=True)
     )

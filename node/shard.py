@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
+from itertools import count
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -24,18 +25,21 @@ from spread.hub.errors import HubError
 from spread.hub.reactor import Timer
 from spread.node.addresses import Address, parse_address
 from spread.node.channel import Channels
+from spread.node.codes import SHUTDOWN
 from spread.node.cork import Cork
 from spread.node.edge.text import TextFactory
 from spread.node.fanout import Fanout
+from spread.node.gateway import Gateway
 from spread.node.hubs import OpenedHub
 from spread.node.limits import Admission
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.metrics import ShardCounters, ShardMetrics
+from spread.node.namespaces import Namespaces
 from spread.node.ops import ops_site
 from spread.node.pressure import Pressure
 from spread.node.session.text import Surroundings
 from spread.node.settings import Settings
-from spread.node.site import BoundedFactory, http_site
+from spread.node.site import BoundedFactory
 
 __all__ = ["RESERVED_FILES", "Shard", "ShardState"]
 
@@ -94,6 +98,7 @@ class Shard:
         self._ports: dict[str, IListeningPort] = {}
         self._ops_port: IListeningPort | None = None
         self._addresses: dict[str, str] = {}
+        self._began = 0.0
         self._summary: Timer | None = None
         self._told = (0, 0, 0)
         self._stopped: Deferred[None] | None = None
@@ -102,8 +107,29 @@ class Shard:
         node = settings.node
         incarnation = bytes.fromhex(identity.incarnation)
         self._cork = Cork(reactor, time.perf_counter, node.fanout_seconds)
-        self._channels = Channels(self._hub)
+        self._channels = Channels(self._hub, self.counters)
         pressure = Pressure(reactor, self._hub, self.counters)
+        personal = settings.client.subscribe_to_user_personal_channel
+        namespaces = Namespaces(settings.channel, personal.personal_channel_namespace)
+        numbers = count(1)
+        most = max(1, file_limit - RESERVED_FILES - node.max_http_connections)
+        self._admission = Admission(
+            min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
+        )
+        self._gateway = Gateway(
+            reactor,
+            settings,
+            hub=self._hub,
+            channels=self._channels,
+            namespaces=namespaces,
+            pressure=pressure,
+            counters=self.counters,
+            cork=self._cork,
+            admission=self._admission,
+            numbers=numbers,
+            incarnation=identity.incarnation,
+            version=identity.version,
+        )
         self._fanout = Fanout(
             reactor,
             time.perf_counter,
@@ -112,18 +138,22 @@ class Shard:
             cork=self._cork,
             pressure=pressure,
             counters=self.counters,
+            answer=self._gateway.control.answer,
             incarnation=incarnation,
             slice_seconds=node.fanout_seconds,
             inbox_max_bytes=node.inbox_max_bytes,
         )
-        most = max(1, file_limit - RESERVED_FILES - node.max_http_connections)
-        self._admission = Admission(
-            min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
-        )
         surroundings = Surroundings(
-            reactor, self._hub, self._channels, pressure, self.counters, settings.text, settings.hub
+            reactor,
+            self._hub,
+            self._channels,
+            pressure,
+            self.counters,
+            settings.text,
+            settings.hub,
+            namespaces,
         )
-        self._text = TextFactory(surroundings, self._admission, self._cork, node.outbox_max_bytes)
+        self._text = TextFactory(surroundings, self._admission, self._cork, numbers, node.outbox_max_bytes)
         self._metrics = ShardMetrics(self.counters, self._hub.counters)
         self._metrics.set_limits(_limits(settings, self._admission))
 
@@ -137,6 +167,7 @@ class Shard:
         :raises CannotListen: a port cannot be had.
         """
         self.state = ShardState.STARTING
+        self._began = self._reactor.seconds()
         self._lost = lost
         await self._opened.prepare()
         await self._hub.start(self._fanout)
@@ -163,18 +194,19 @@ class Shard:
                 self._reactor, sock, ops_site(self._reactor, self._metrics, self.reasons_not_ready)
             )
         http = BoundedFactory(
-            http_site(self._reactor), self._settings.node.max_http_connections, self._http_refused
+            self._gateway.site(), self._settings.node.max_http_connections, self._http_refused
         )
-        factories = {"text": self._text, "http": http}
+        factories = {"text": self._text, "http": http, "json": self._gateway.json_factory()}
         for service, sock in self._sockets.items():
             self._ports[service] = start_listening(self._reactor, sock, factories[service])
         self._sockets.clear()
         ports: dict[str, Any] = {**self._ports, "ops": self._ops_port}
-        for service in ("text", "http", "ops"):
+        for service in ("text", "http", "json", "ops"):
             port = ports.get(service)
-            self._addresses[service] = (
-                "off" if port is None else str(Address(port.getHost().host, port.getHost().port))
-            )
+            if port is not None:
+                self._addresses[service] = str(Address(port.getHost().host, port.getHost().port))
+            elif service != "json":  # off unless it is asked for, and not worth a word then
+                self._addresses[service] = "off"
 
     def _http_refused(self) -> None:
         self.counters.refused_http += 1
@@ -204,6 +236,9 @@ class Shard:
             channels=len(self._channels),
             addresses=self._addresses,
             ready=not self.reasons_not_ready(),
+            users=self._gateway.clients.users,
+            subscriptions=self.counters.subscriptions,
+            uptime_seconds=int(self._reactor.seconds() - self._began),
         )
 
     def _number_lost(self, incumbent: Incumbent) -> None:
@@ -258,16 +293,19 @@ class Shard:
             # to receive what waits for them, the last bit for the hub.
             now = self._reactor.seconds()
             self._text.stop_reading()
+            self._gateway.close()
             await self._until(self._is_quiet, now + (deadline - now) * 0.5)
             self._text.say_goodbye(self.number or 0)
+            self._gateway.end_all(SHUTDOWN)
             await self._until(
-                lambda: not self._text.sessions and self._is_quiet(), now + (deadline - now) * 0.8
+                lambda: not self.counters.clients and self._is_quiet(), now + (deadline - now) * 0.8
             )
-            if self._text.sessions:
+            if self.counters.clients:
                 self.log.warn(
-                    "{count} clients did not take their last words in time", count=len(self._text.sessions)
+                    "{count} clients did not take their last words in time", count=self.counters.clients
                 )
                 self._text.cut_all()
+            self._gateway.stop()
             self._fanout.stop()
             if self._ops_port is not None:
                 closing.append(stop_listening(self._ops_port, inherited=True))

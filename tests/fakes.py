@@ -27,10 +27,11 @@ from spread.node.cork import Cork
 from spread.node.encoders import TEXT
 from spread.node.fanout import Fanout
 from spread.node.metrics import ShardCounters
+from spread.node.namespaces import Namespaces
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.session.text import Session, Surroundings
-from spread.node.settings import HubSettings, TextSettings
+from spread.node.settings import ChannelSettings, HubSettings, TextSettings
 
 __all__ = [
     "Ears",
@@ -283,6 +284,7 @@ class Loopback:
             self.counters,
             TextSettings(**{"greeting": "hi {number}", "goodbye": "bye {shard}", **text}),
             HubSettings(publish_seconds=5.0),
+            Namespaces(ChannelSettings()),
         )
         self.hub.start(self.fanout)
         self._clients = 0

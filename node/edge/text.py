@@ -6,7 +6,7 @@ All decisions are the session's.
 
 from __future__ import annotations
 
-from itertools import count
+from collections.abc import Iterator
 from typing import Any, cast
 
 from twisted.internet.interfaces import IAddress
@@ -181,12 +181,20 @@ class TextFactory(Factory):
     """All text connections of a shard.
 
     :param admission: who may connect; shared with the shard's other edges.
+    :param numbers: gives the numbers of sessions; shared likewise.
     """
 
     log = Logger("spread.node.edge.text")
     noisy = False
 
-    def __init__(self, shared: Surroundings, admission: Admission, cork: Cork, outbox_max_bytes: int) -> None:
+    def __init__(
+        self,
+        shared: Surroundings,
+        admission: Admission,
+        cork: Cork,
+        numbers: Iterator[int],
+        outbox_max_bytes: int,
+    ) -> None:
         self.shared = shared
         self.sessions: dict[int, Session] = {}
         self.lingering = 0
@@ -194,7 +202,7 @@ class TextFactory(Factory):
         self._admission = admission
         self._cork = cork
         self._outbox_max_bytes = outbox_max_bytes
-        self._numbers = count(1)
+        self._numbers = numbers
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         return TextEdge(self)

@@ -30,7 +30,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.api import Format, Hub
+from spread.hub.api import PLAIN, Format, History, Hub, PublishOptions
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
 from spread.hub.reactor import Clock
 from spread.node import codes
@@ -39,7 +39,9 @@ from spread.node.codec import Codec
 from spread.node.encoders import TEXT
 from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters
+from spread.node.namespaces import Namespaces
 from spread.node.outbox import Outbox
+from spread.node.permissions import may_use_text
 from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
 from spread.node.wire.text import Join, Say, error_line, parse
@@ -85,6 +87,27 @@ class Surroundings:
     counters: ShardCounters
     text: TextSettings
     hub_settings: HubSettings
+    namespaces: Namespaces
+
+    def is_open(self, channel: str) -> bool:
+        """Text clients may join this channel, and talk in it."""
+        options = self.namespaces.options(channel)
+        return (
+            options is not None
+            and not self.namespaces.is_private(channel)
+            and self.namespaces.users_of(channel) is None
+            and may_use_text(options)
+        )
+
+    def history_of(self, channel: str) -> History | None:
+        """What a channel keeps."""
+        options = self.namespaces.options(channel)
+        return None if options is None else options.history
+
+    def publishing_in(self, channel: str) -> PublishOptions:
+        """How what is said in a channel is published."""
+        history = self.history_of(channel)
+        return PLAIN if history is None else PublishOptions(history=history)
 
 
 class SessionState(Enum):
@@ -110,6 +133,7 @@ class Session:
         "_is_reading",
         "_is_stopping",
         "_joining",
+        "_publishing",
         "_rate",
         "_shared",
         "_unacknowledged",
@@ -128,6 +152,7 @@ class Session:
         self._edge = edge
         self._shared = shared
         self._channel: Channel | None = None
+        self._publishing = PLAIN  # how what it says in there is published
         # What was read and not yet worked on: waits while opening or joining. Bounded by one read, since
         # the edge is paused meanwhile.
         self._inbox: deque[bytes] | None = None
@@ -166,7 +191,8 @@ class Session:
     async def _open(self) -> tuple[int, Channel]:
         number = await self._count()
         # Last, so that the greeting is written in the same moment in which messages begin to come.
-        return number, await self._shared.channels.join(self, self._shared.text.channel)
+        name = self._shared.text.channel
+        return number, await self._shared.channels.join(self, name, self._shared.history_of(name))
 
     async def _count(self) -> int:
         shared = self._shared
@@ -184,7 +210,8 @@ class Session:
                         timer.cancel()
 
     def _opened(self, counted: tuple[int, Channel]) -> None:
-        number, self._channel = counted
+        number, channel = counted
+        self._enter(channel)
         self.state = SessionState.OPEN
         self.outbox.write(self._shared.text.greeting.format(number=number).encode() + b"\n")
 
@@ -252,7 +279,7 @@ class Session:
         size = len(data)
         self._unacknowledged += 1
         self._unacknowledged_bytes += size
-        taken = shared.hub.publish(self._said_in(), data, Format.TEXT, self.number)
+        taken = shared.hub.publish(self._said_in(), data, Format.TEXT, self.number, self._publishing)
         taken.addCallbacks(self._taken, self._not_taken, callbackArgs=(size,), errbackArgs=(size,))
 
     def _said_in(self) -> str:
@@ -284,7 +311,10 @@ class Session:
             return
         if self._channel is not None and self._channel.name == name:
             return
-        joining = self._shared.channels.join(self, name)
+        if not self._shared.is_open(name):
+            self.outbox.write(error_line(codes.CHANNEL_REFUSED.format(channel=name)))
+            return
+        joining = self._shared.channels.join(self, name, self._shared.history_of(name))
         joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
         self._joining = name
         self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
@@ -292,7 +322,11 @@ class Session:
     def _joined(self, channel: Channel) -> None:
         if self._channel is not None:
             self._shared.channels.leave(self, self._channel)
+        self._enter(channel)
+
+    def _enter(self, channel: Channel) -> None:
         self._channel = channel
+        self._publishing = self._shared.publishing_in(channel.name)
 
     def _not_joined(self, name: str, failure: Failure) -> None:
         if failure.check(HubRefused):
@@ -387,10 +421,12 @@ class Session:
                 if self._rate is not None and not self._rate.take(self._shared.clock.seconds()):
                     self._shared.counters.rate_limited += 1
                     continue
-                published = self._shared.hub.publish(name, command.data, Format.TEXT, 0)
+                options = self._shared.publishing_in(name)
+                published = self._shared.hub.publish(name, command.data, Format.TEXT, 0, options)
                 published.addErrback(self._lost_message)
             elif isinstance(command, Join):
-                name = channel_name(command.name) or name
+                wanted = channel_name(command.name)
+                name = wanted if wanted is not None and self._shared.is_open(wanted) else name
             else:
                 break
 

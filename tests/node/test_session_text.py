@@ -117,7 +117,7 @@ def test_a_hub_that_goes_between_the_count_and_the_channel() -> None:
 
 def test_a_hub_that_refuses_the_first_channel() -> None:
     shard = Loopback()
-    shard.hub.subscribe = lambda channel: fail(HubRefused("memory", "no"))  # type: ignore[method-assign]
+    shard.hub.subscribe = lambda channel, history=None: fail(HubRefused("memory", "no"))  # type: ignore[method-assign]
     client = opened(shard)
     assert client.lines == [HUB_AWAY]
     assert client.session.state is SessionState.CLOSING
@@ -369,7 +369,7 @@ def test_what_follows_join_waits_until_the_channel_is_heard() -> None:
     client = opened(shard)
     heard: Deferred[None] = Deferred()
     subscribe = shard.hub.subscribe
-    shard.hub.subscribe = lambda channel: heard.addCallback(  # type: ignore[method-assign]
+    shard.hub.subscribe = lambda channel, history=None: heard.addCallback(  # type: ignore[method-assign]
         lambda _: subscribe(channel)
     )
     client.says(b"before\n", b"/join side\n", b"after\n", b"/join lobby\n", b"back\n")
@@ -387,7 +387,7 @@ def test_what_follows_join_waits_until_the_channel_is_heard() -> None:
 def test_while_it_waits_a_client_hears_the_channel_it_leaves() -> None:
     shard = Loopback()
     client, other = opened(shard), opened(shard)
-    shard.hub.subscribe = lambda channel: Deferred()  # type: ignore[method-assign]
+    shard.hub.subscribe = lambda channel, history=None: Deferred()  # type: ignore[method-assign]
     client.says(b"/join side\n")
     other.says(b"still here?\n")
     shard.turn()
@@ -412,7 +412,7 @@ def test_a_channel_that_is_not_heard_in_time_is_not_joined() -> None:
 def test_a_channel_that_the_hub_refuses_is_not_joined() -> None:
     shard = Loopback()
     client = opened(shard)
-    shard.hub.subscribe = lambda channel: fail(HubRefused("memory", "NOPERM"))  # type: ignore[method-assign]
+    shard.hub.subscribe = lambda channel, history=None: fail(HubRefused("memory", "NOPERM"))  # type: ignore[method-assign]
     client.says(b"/join secret\n")
     shard.turn()
     assert client.lines == ["hi 1", "error: channel secret is not allowed"]
