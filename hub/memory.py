@@ -262,7 +262,8 @@ class MemoryHub:
         """See ``api.Hub``."""
         if not self.is_live:
             return fail(self._away())
-        return succeed(self._exchange.spread(channel, event))
+        self._exchange.spread(channel, event)
+        return succeed(None)
 
     def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
         """See ``api.Hub``."""
@@ -320,7 +321,8 @@ class MemoryHub:
         """See ``api.Hub``."""
         if not self.is_live:
             return fail(self._away())
-        return succeed(self._exchange.streams.remove(channel))
+        self._exchange.streams.remove(channel)
+        return succeed(None)
 
     # -- presence and questions ------------------------------------------------------------------------
 

@@ -22,6 +22,16 @@ connection is taken, and the connection breaks before either answer has come. Th
 under its old sequence, and receivers take it for a double. Redis says "later" when it starts or has been
 demoted, so this needs it to change its mind within one pipeline and to vanish before its answers arrive.
 
+A plain publication is a bare PUBLISH. One that is kept, or has an idempotency key, is a script that leaves
+in the same order on the same connection: by its hash, but the first of a connection whole. The server may
+forget scripts (SCRIPT FLUSH); what it then answers is handled as "later". A second try of a publication
+that is kept says so, and the script, which remembers the last sequence it took of each shard, gives the
+position of the first: so nothing is kept twice either.
+
+An announcement (joined, left) goes the same way at most once: when its connection breaks it fails.
+
+Cost on the shard, all of it, from ``RedisHub.publish`` to its Deferred: 14 µs plain, 26 µs kept.
+
 Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes``; one more is refused
 with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.
 """
@@ -35,16 +45,31 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from spread.hub.api import Format, HubCounters
-from spread.hub.envelope import KIND_PUBLICATION, pack
+from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Position, PublishOptions
+from spread.hub.envelope import (
+    KIND_JOINED,
+    KIND_LEFT,
+    KIND_PUBLICATION,
+    OFFSET_DIGITS,
+    pack,
+    pack_meta,
+    pack_parts,
+)
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
 from spread.hub.reactor import Clock, Timer
+from spread.hub.scripts import script
 
-__all__ = ["Journal", "JournalLimits"]
+__all__ = ["RESULT_SECONDS", "Journal", "JournalLimits"]
 
 LATER_SECONDS = 0.1
 """Pause after the server said "later", before it is asked again."""
+
+RESULT_SECONDS = 300
+"""How long the result of a publication with an idempotency key is remembered."""
+
+TEMPORARY = frozenset({"OOM", "MISCONF"})
+"""Codes that mean: not done, and it may take a person to change that."""
 
 _WAITING, _SENT, _DONE = "waiting", "sent", "done"
 
@@ -68,9 +93,14 @@ class _Entry:
         "is_unsure",
         "journal",
         "key",
+        "keys",
+        "kind",
+        "meta",
+        "options",
         "result",
         "sequence",
         "session",
+        "size",
         "state",
     )
 
@@ -86,10 +116,15 @@ class _Entry:
         self.sequence = 0
         self.is_unsure = False  # it was on a connection that broke
         self.state = _WAITING
-        self.result: Deferred[None] = Deferred()
+        self.kind = KIND_PUBLICATION
+        self.meta = b""
+        self.size = len(data)
+        self.options = PLAIN
+        self.keys: tuple[bytes, ...] = ()  # of the script that publishes it; none for PUBLISH
+        self.result: Deferred[Position | None] = Deferred()
 
     def callback(self, reply: Any) -> None:
-        self.journal.answered(self, None)
+        self.journal.answered(self, None, reply)
 
     def errback(self, failure: Any) -> None:
         self.journal.answered(self, failure)
@@ -119,31 +154,65 @@ class Journal:
         self._put_off: list[_Entry] = []
         self._expiry: Timer | None = None
         self._later: Timer | None = None
+        # Scripts that this connection has been sent whole.
+        self._known_scripts: set[str] = set()
         self._is_stopped = False
 
-    def publish(self, key: bytes, data: bytes, format: Format, session: int) -> Deferred[None]:
-        """Publish to the Redis channel ``key``; fires when Redis has it.
+    def publish(
+        self,
+        key: bytes,
+        data: bytes,
+        format: Format,
+        session: int,
+        options: PublishOptions = PLAIN,
+        keys: tuple[bytes, ...] = (),
+    ) -> Deferred[Position | None]:
+        """Publish to the Redis channel ``key``; fires when Redis has it, with its position if it is kept.
 
+        :param keys: with a history: meta, stream, and with an idempotency key the result. Without: the
+            result, with an idempotency key.
         :raises JournalFull: as a failure, at once.
-        :raises HubUnavailable: as a failure, at the deadline or when stopped.
+        :raises HubUnavailable: as a failure, at the deadline, when stopped, or when Redis has no room.
         :raises HubRefused: as a failure, when an ACL forbids it.
         """
+        deadline = self._clock.seconds() + self._limits.publish_seconds
+        entry = _Entry(self, key, data, int(format), session, deadline)
+        if options is not PLAIN:
+            entry.options = options
+            entry.keys = keys
+            entry.meta = pack_meta(options.info, options.tags)
+            entry.size += len(entry.meta)
+        return self._accept(entry)
+
+    def announce(self, key: bytes, event: Joined | Left) -> Deferred[None]:
+        """Tell the subscribers of the Redis channel ``key``, at most once, after what was published before.
+
+        Call it only while the link is up.
+
+        :raises HubUnavailable: as a failure, when the link breaks.
+        :raises HubRefused: as a failure, when an ACL forbids it.
+        """
+        deadline = self._clock.seconds() + self._limits.publish_seconds
+        entry = _Entry(self, key, b"", 0, 0, deadline)
+        entry.kind = KIND_JOINED if isinstance(event, Joined) else KIND_LEFT
+        entry.meta = pack_meta(event.info, None)
+        entry.size = len(entry.meta)
+        return self._accept(entry).addCallback(_nothing)
+
+    def _accept(self, entry: _Entry) -> Deferred[Position | None]:
         counters = self._counters
-        size = len(data)
         if self._is_stopped:
             return fail(HubUnavailable(self._hub, "this shard is stopping"))
         is_full = (
             counters.journal_publications >= self._limits.max_publications
-            or counters.journal_bytes + size > self._limits.max_bytes
+            or counters.journal_bytes + entry.size > self._limits.max_bytes
         )
         # One that need not wait is taken whatever its size.
         if is_full and (self._open or self._connection is None):
             counters.publish_failures += 1
             return fail(JournalFull(self._hub, counters.journal_publications, counters.journal_bytes))
-        deadline = self._clock.seconds() + self._limits.publish_seconds
-        entry = _Entry(self, key, data, int(format), session, deadline)
         counters.journal_publications += 1
-        counters.journal_bytes += size
+        counters.journal_bytes += entry.size
         self._open.append(entry)
         if self._expiry is None:
             self._expiry = self._clock.callLater(self._limits.publish_seconds, self._expire)
@@ -156,6 +225,7 @@ class Journal:
     def link_up(self, connection: CommandProtocol) -> None:
         """A connection is ready: send what waits."""
         self._connection = connection
+        self._known_scripts.clear()
         self._send_waiting()
 
     def link_down(self) -> None:
@@ -170,6 +240,8 @@ class Journal:
         if self._later is not None:
             self._later.cancel()
             self._later = None
+        for entry in [entry for entry in self._unsent if entry.kind != KIND_PUBLICATION]:
+            self._fail(entry, HubUnavailable(self._hub, "the link broke; it was not told"))
 
     def stop(self) -> None:
         """Fail what is left. Idempotent."""
@@ -186,23 +258,27 @@ class Journal:
         self._returned.clear()
         self._put_off.clear()
 
-    def answered(self, entry: _Entry, failure: Failure | Exception | None) -> None:
+    def answered(self, entry: _Entry, failure: Failure | Exception | None, reply: Any = None) -> None:
         """The connection has a reply for an entry, or will never have one."""
         self._in_flight -= 1
         if entry.state == _DONE:
             return
         if failure is None:
             self._close(entry)
-            self._counters.published += 1
-            entry.result.callback(None)
+            if entry.kind == KIND_PUBLICATION:
+                self._counters.published += 1
+            entry.result.callback(_position(reply) if entry.keys and reply else None)
             return
         error = failure.value if isinstance(failure, Failure) else failure
-        if isinstance(error, LinkLost):
+        if entry.kind != KIND_PUBLICATION and not (isinstance(error, ReplyError) and error.is_refusal):
+            self._fail(entry, HubUnavailable(self._hub, f"{error}; it may not have been told"))
+        elif isinstance(error, LinkLost):
             entry.state = _WAITING
             entry.is_unsure = True
             self._counters.publish_retries += 1
             self._returned.append(entry)
-        elif isinstance(error, ReplyError) and error.is_later:
+        elif isinstance(error, ReplyError) and (error.is_later or error.code == "NOSCRIPT"):
+            self._known_scripts.clear()
             if entry.is_unsure:
                 self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             else:
@@ -212,19 +288,73 @@ class Journal:
                 self._put_off.append(entry)
             if self._later is None:
                 self._later = self._clock.callLater(LATER_SECONDS, self._ask_again)
+        elif isinstance(error, ReplyError) and error.code in TEMPORARY:
+            self._fail(entry, HubUnavailable(self._hub, str(error)))
         else:
             self._fail(entry, HubRefused(self._hub, str(error)))
 
     def _send(self, connection: CommandProtocol, entry: _Entry) -> None:
-        if not entry.sequence:
+        if not entry.sequence and entry.kind == KIND_PUBLICATION:
             self._sequence += 1
             entry.sequence = self._sequence
         entry.state = _SENT
         self._in_flight += 1
+        if entry.options.history is not None:
+            self._send_kept(connection, entry)
+            return
         message = pack(
-            KIND_PUBLICATION, entry.format, self._incarnation, entry.sequence, entry.session, entry.data
+            entry.kind,
+            entry.format,
+            self._incarnation,
+            entry.sequence,
+            entry.session,
+            entry.data,
+            entry.meta,
+            entry.options.delta,
         )
-        connection.submit(entry, b"PUBLISH", entry.key, message)
+        if entry.keys:
+            run = self._script("publish_once")
+            connection.submit(entry, *run, 1, *entry.keys, entry.key, message, RESULT_SECONDS)
+        else:
+            connection.submit(entry, b"PUBLISH", entry.key, message)
+
+    def _send_kept(self, connection: CommandProtocol, entry: _Entry) -> None:
+        options = entry.options
+        history = options.history
+        assert history is not None
+        head, tail = pack_parts(
+            entry.format,
+            self._incarnation,
+            entry.sequence,
+            entry.session,
+            entry.data,
+            entry.meta,
+            options.delta,
+        )
+        connection.submit(
+            entry,
+            *self._script("publish"),
+            len(entry.keys),
+            *entry.keys,
+            entry.key,
+            head,
+            tail,
+            history.size,
+            history.ttl_seconds,
+            history.meta_ttl_seconds,
+            entry.sequence,
+            b"1" if entry.is_unsure else b"0",
+            b"%020d" % options.version if options.version else b"",
+            options.version_epoch,
+            RESULT_SECONDS,
+        )
+
+    def _script(self, name: str) -> tuple[bytes, bytes]:
+        source, digest = script(name)
+        if name in self._known_scripts:
+            return b"EVALSHA", digest
+        self._known_scripts.add(name)
+        return b"EVAL", source
 
     def _send_waiting(self) -> None:
         while self._unsent and self._connection is not None and self._later is None:
@@ -258,7 +388,7 @@ class Journal:
     def _close(self, entry: _Entry) -> None:
         entry.state = _DONE
         self._counters.journal_publications -= 1
-        self._counters.journal_bytes -= len(entry.data)
+        self._counters.journal_bytes -= entry.size
         # Entries are answered in order, so this keeps the deque as short as what is really open.
         while self._open and self._open[0].state == _DONE:
             self._open.popleft()
@@ -269,3 +399,11 @@ class Journal:
         self._close(entry)
         self._counters.publish_failures += 1
         entry.result.errback(error)
+
+
+def _position(reply: bytes) -> Position:
+    return Position(reply[OFFSET_DIGITS:].decode(), int(reply[:OFFSET_DIGITS]))
+
+
+def _nothing(position: Position | None) -> None:
+    """An announcement has no position."""

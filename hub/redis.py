@@ -2,14 +2,13 @@
 
 Keys, all under the prefix:
 
-    PREFIX:ch:{CHANNEL}      pub/sub channel of a channel
     PREFIX:shard:N           lease of a shard number
     PREFIX:roster            hash, shard number → row
     PREFIX:clients           counter of the greeting
     PREFIX:hearing           pub/sub channel that every shard hears which hears all of its channels
     PREFIX:probe:INCARNATION pub/sub channel on which a shard hears its own probes
 
-and those that ``presence`` and ``questions`` name.
+those of a channel, see ``keys``, and those that ``presence`` and ``questions`` name.
 """
 
 from __future__ import annotations
@@ -24,15 +23,22 @@ from twisted.python.failure import Failure
 
 from spread.hub.address import HubAddress
 from spread.hub.api import (
+    PLAIN,
     ClientInfo,
     Format,
+    History,
     HubCounters,
     Incumbent,
+    Joined,
+    Left,
     Load,
+    Position,
     PresenceStats,
+    PublishOptions,
     Receiver,
     ShardIdentity,
     ShardInfo,
+    Stream,
 )
 from spread.hub.envelope import HEADER_BYTES, KIND_PRESSURE, KIND_PROBE, pack
 from spread.hub.errors import (
@@ -44,12 +50,15 @@ from spread.hub.errors import (
     MessageTooLarge,
 )
 from spread.hub.gathering import Gathering
+from spread.hub.history import Histories
+from spread.hub.keys import Keys
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
 from spread.hub.presence import Presence
 from spread.hub.probe import Probe, probe_sender
 from spread.hub.publish import Journal, JournalLimits
 from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
+from spread.hub.repair import Repair
 from spread.hub.roster import Roster
 from spread.hub.subscribe import Subscriptions
 
@@ -72,6 +81,8 @@ class RedisHubSettings:
     linger_seconds: float = 3.0
     probe_seconds: float = 3.0
     ask_seconds: float = 10.0
+    position_check_seconds: float = 40.0
+    """A followed channel that was silent for so long is compared with its stream."""
     journal: JournalLimits = field(default_factory=lambda: JournalLimits(5.0, 100_000, 32 << 20))
 
 
@@ -102,6 +113,7 @@ class RedisHub:
         self._after_stop = stopped
         self._receiver: Receiver | None = None
         self._subscriptions: Subscriptions | None = None
+        self._repair: Repair | None = None
         self._paused = False
         self._stopping: Deferred[None] | None = None
         shard = bytes.fromhex(incarnation)
@@ -134,9 +146,16 @@ class RedisHub:
         self._roster = Roster(reactor, self._commands, settings.prefix)
         self._presence = Presence(reactor, self._commands, settings.prefix, self.counters)
         self._questions = Questions(
-            reactor, self._commands, settings.prefix, shard, settings.ask_seconds, self.counters
+            reactor,
+            self._commands,
+            settings.prefix,
+            shard,
+            settings.ask_seconds,
+            self.counters,
+            roster=self.roster,
         )
-        self._channel_prefix = f"{settings.prefix}:ch:{{".encode()
+        self._keys = Keys(settings.prefix)
+        self._histories = Histories(self._commands, self._keys, self.counters)
         self._probe_key = f"{settings.prefix}:probe:{incarnation}".encode()
         probe = pack(KIND_PROBE, 0, shard, 0, 0, b"")
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
@@ -165,14 +184,22 @@ class RedisHub:
         """See ``api.Hub``."""
         self._receiver = receiver
         self._questions.start(receiver)
+        self._repair = Repair(
+            self._reactor,
+            self._histories,
+            receiver=receiver,
+            counters=self.counters,
+            check_seconds=self._settings.position_check_seconds,
+        )
         self._subscriptions = Subscriptions(
             self._reactor,
             self.name,
-            prefix=self._channel_prefix,
+            prefix=self._keys.channel_prefix,
             linger_seconds=self._settings.linger_seconds,
             reply_seconds=self._settings.reply_seconds,
             receiver=receiver,
             counters=self.counters,
+            repair=self._repair,
             restored=self._hears_again,
             other=self._questions.heard,
         )
@@ -246,12 +273,16 @@ class RedisHub:
     def _commands_up(self, connection: CommandProtocol) -> None:
         self._note_up(self._commands, "commands")
         self._roster.beat()
+        if self._repair is not None:
+            self._repair.commands_up()
         self._gathering.wait(connection, lambda: self._journal.link_up(connection))
         self._became_live()
 
     def _commands_down(self, reason: str) -> None:
         self._gathering.stop()
         self._journal.link_down()
+        if self._repair is not None:
+            self._repair.commands_down()
         self._note_down("commands", reason)
 
     def _hears_again(self) -> bytes | None:
@@ -323,16 +354,50 @@ class RedisHub:
             return fail(LinkLost(self.name, reason))
         return connection.execute_command(b"INCR", f"{self._settings.prefix}:clients")
 
-    def publish(self, channel: str, data: bytes, format: Format, session: int) -> Deferred[None]:
+    def publish(
+        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
+    ) -> Deferred[Position | None]:
         """See ``api.Hub``."""
         if len(data) + HEADER_BYTES > MAX_PUBLICATION_BYTES:
             return fail(MessageTooLarge(len(data), MAX_PUBLICATION_BYTES - HEADER_BYTES))
-        return self._journal.publish(self._channel_prefix + channel.encode() + b"}", data, format, session)
+        keys = self._keys
+        if options is PLAIN:
+            return self._journal.publish(keys.channel(channel), data, format, session)
+        used: tuple[bytes, ...] = ()
+        if options.history is not None:
+            used = (keys.meta(channel), keys.stream(channel))
+        if options.idempotency_key:
+            used = (*used, keys.result(channel, options.idempotency_key))
+        return self._journal.publish(keys.channel(channel), data, format, session, options, used)
 
-    def subscribe(self, channel: str) -> Deferred[None]:
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """See ``api.Hub``."""
+        if self._commands.protocol is None:
+            return fail(LinkLost(self.name, str(self._commands.last_error or "not connected")))
+        return self._journal.announce(self._keys.channel(channel), event)
+
+    def history(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: Position | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Deferred[Stream]:
+        """See ``api.Hub``."""
+        offset = None if since is None else since.offset
+        reading = self._histories.read(channel, history, since=offset, limit=limit, reverse=reverse)
+        return Deferred.fromCoroutine(reading)
+
+    def remove_history(self, channel: str) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return Deferred.fromCoroutine(self._histories.remove(channel))
+
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
         """See ``api.Hub``."""
         assert self._subscriptions is not None, "start() comes first"
-        return self._subscriptions.subscribe(channel)
+        return self._subscriptions.subscribe(channel, history)
 
     def unsubscribe(self, channel: str) -> None:
         """See ``api.Hub``."""
@@ -343,8 +408,7 @@ class RedisHub:
         """See ``api.Hub``."""
         connection = self._commands.protocol
         if connection is not None:
-            key = self._channel_prefix + channel.encode() + b"}"
-            hint = connection.execute_command(b"PUBLISH", key, self._pressure)
+            hint = connection.execute_command(b"PUBLISH", self._keys.channel(channel), self._pressure)
             hint.addErrback(lambda failure: failure.trap(HubError))
 
     def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
@@ -370,12 +434,16 @@ class RedisHub:
     def pause(self) -> None:
         """See ``api.Hub``."""
         self._paused = True
+        if self._repair is not None:
+            self._repair.pause()
         if isinstance(self._hearing.protocol, SubscriberProtocol):
             self._hearing.protocol.pause()
 
     def resume(self) -> None:
         """See ``api.Hub``."""
         self._paused = False
+        if self._repair is not None:
+            self._repair.resume()
         if isinstance(self._hearing.protocol, SubscriberProtocol):
             self._hearing.protocol.resume()
 

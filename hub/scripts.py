@@ -10,13 +10,14 @@ from typing import Any
 from spread.hub.errors import ReplyError
 from spread.hub.link import CommandProtocol
 
-__all__ = ["run_script"]
+__all__ = ["run_script", "script"]
 
 
 @cache
-def _source(name: str) -> tuple[bytes, str]:
+def script(name: str) -> tuple[bytes, bytes]:
+    """``hub/lua/NAME.lua``: its source, and the hash by which EVALSHA knows it."""
     source = files("spread.hub.lua").joinpath(f"{name}.lua").read_bytes()
-    return source, hashlib.sha1(source, usedforsecurity=False).hexdigest()
+    return source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
 
 
 async def run_script(
@@ -27,7 +28,7 @@ async def run_script(
     :raises ReplyError: the script, or Redis, failed.
     :raises LinkLost: the outcome is unknown.
     """
-    source, digest = _source(name)
+    source, digest = script(name)
     try:
         return await connection.execute_command(b"EVALSHA", digest, len(keys), *keys, *arguments)
     except ReplyError as error:

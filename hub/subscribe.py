@@ -8,6 +8,9 @@ A channel's subscription:
 
     WANTED → ASKED → LIVE;  any → WANTED when the link goes down
 
+One that is subscribed with a history is also followed, see ``repair``: what is heard on it goes through
+there, and who subscribes waits for its position.
+
 A subscription without local members lingers: it keeps its state until ``linger_until``, then it is
 dropped (LIVE ones with an UNSUBSCRIBE), unless somebody came back before.
 
@@ -29,11 +32,20 @@ from itertools import islice, takewhile
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from spread.hub.api import HubCounters, Receiver
-from spread.hub.envelope import KIND_PRESSURE, KIND_PUBLICATION, MalformedEnvelope, UnknownVersion, unpack
+from spread.hub.api import Event, History, HubCounters, Joined, Left, Position, Receiver
+from spread.hub.envelope import (
+    KIND_JOINED,
+    KIND_LEFT,
+    KIND_PRESSURE,
+    KIND_PUBLICATION,
+    MalformedEnvelope,
+    UnknownVersion,
+    unpack,
+)
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, ReplyError
 from spread.hub.link import GRACE_SECONDS, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
+from spread.hub.repair import Follower, FollowState, Repair
 
 __all__ = ["BATCH", "Subscriptions"]
 
@@ -51,14 +63,26 @@ class _State(Enum):
 
 
 class _Subscription:
-    __slots__ = ("channel", "key", "linger_until", "state", "waiters")
+    __slots__ = (
+        "channel",
+        "follower",
+        "has_plain",
+        "key",
+        "linger_until",
+        "position_waiters",
+        "state",
+        "waiters",
+    )
 
     def __init__(self, channel: str, key: bytes) -> None:
         self.channel = channel
         self.key = key
         self.state = _State.WANTED
         self.linger_until: float | None = None  # None while it has members
-        self.waiters: list[Deferred[None]] = []
+        self.waiters: list[Deferred[Position | None]] = []
+        self.follower: Follower | None = None
+        self.position_waiters: list[Deferred[Position | None]] = []
+        self.has_plain = False  # somebody subscribed without a history
 
 
 class Subscriptions:
@@ -83,6 +107,7 @@ class Subscriptions:
         reply_seconds: float,
         receiver: Receiver,
         counters: HubCounters,
+        repair: Repair,
         restored: Callable[[], bytes | None] = lambda: None,
         other: Callable[[bytes, bytes], None] = lambda key, payload: None,
     ) -> None:
@@ -93,6 +118,9 @@ class Subscriptions:
         self._reply_seconds = reply_seconds
         self._receiver = receiver
         self._counters = counters
+        self._repair = repair
+        repair.became_live = self._tell_position
+        repair.refused = self._may_not_follow
         self._restored = restored
         self._other = other
         self._connection: SubscriberProtocol | None = None
@@ -121,7 +149,7 @@ class Subscriptions:
         """The link is up and all that was subscribed before it broke is subscribed again."""
         return self._is_restored
 
-    def subscribe(self, channel: str) -> Deferred[None]:
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
         """See ``Hub.subscribe``."""
         if self._is_stopped:
             return fail(HubUnavailable(self._hub, "this shard is stopping"))
@@ -135,10 +163,27 @@ class Subscriptions:
         elif subscription.linger_until is not None:
             subscription.linger_until = None
             self._lingering.pop(key, None)
+        if history is not None:
+            return self._follow(subscription, history)
+        subscription.has_plain = True
         if subscription.state is _State.LIVE:
             return succeed(None)
-        waiter: Deferred[None] = Deferred(subscription.waiters.remove)
+        waiter: Deferred[Position | None] = Deferred(subscription.waiters.remove)
         subscription.waiters.append(waiter)
+        return waiter
+
+    def _follow(self, subscription: _Subscription, history: History) -> Deferred[Position | None]:
+        follower = subscription.follower
+        if follower is None:
+            follower = self._repair.follow(subscription.channel, subscription.key, history)
+            subscription.follower = follower
+            if subscription.state is _State.LIVE:
+                self._repair.confirmed(follower, is_heard=True)
+        follower.history = history
+        if follower.state is FollowState.LIVE:
+            return succeed(follower.position)
+        waiter: Deferred[Position | None] = Deferred(subscription.position_waiters.remove)
+        subscription.position_waiters.append(waiter)
         return waiter
 
     def unsubscribe(self, channel: str) -> None:
@@ -175,6 +220,7 @@ class Subscriptions:
         self._unwanted.clear()
         self._halves.clear()
         self._restoring.clear()
+        self._repair.link_down()
         lingering, self._lingering = self._lingering, {}
         for subscription in lingering.values():
             self._forget(subscription)
@@ -194,6 +240,7 @@ class Subscriptions:
         self._end_flight()
         self._connection = None
         self._is_restored = False
+        self._repair.stop()
         for subscription in list(self._by_key.values()):
             self._fail_waiters(subscription, HubUnavailable(self._hub, "this shard is stopping"))
 
@@ -210,23 +257,32 @@ class Subscriptions:
         except MalformedEnvelope as error:
             self._odd(subscription.channel, error)
             return
-        if kind != KIND_PUBLICATION:
-            if kind == KIND_PRESSURE:
-                self._receiver.pressed(subscription.channel)
+        follower = subscription.follower
+        event: Event = publication
+        if kind == KIND_PUBLICATION:
+            shard = publication.shard
+            last = self._last_sequence
+            if sequence > last.get(shard, 0):
+                if shard not in last and len(last) >= MAX_ORIGINS:
+                    for forgotten in list(last)[: MAX_ORIGINS // 2]:
+                        del last[forgotten]
+                last[shard] = sequence
+            elif follower is None or not publication.offset:  # with both, the offset decides
+                self._counters.duplicates += 1
                 return
+            self._counters.received += 1
+        elif kind == KIND_PRESSURE:
+            self._receiver.pressed(subscription.channel)
+            return
+        elif kind in (KIND_JOINED, KIND_LEFT) and publication.info is not None:
+            event = (Joined if kind == KIND_JOINED else Left)(publication.info)
+        else:
             self._odd(subscription.channel, MalformedEnvelope(f"kind {kind}"))
             return
-        shard = publication.shard
-        last = self._last_sequence
-        if sequence <= last.get(shard, 0):
-            self._counters.duplicates += 1
-            return
-        if shard not in last and len(last) >= MAX_ORIGINS:
-            for forgotten in list(last)[: MAX_ORIGINS // 2]:
-                del last[forgotten]
-        last[shard] = sequence
-        self._counters.received += 1
-        self._receiver.received(subscription.channel, publication)
+        if follower is None:
+            self._receiver.received(subscription.channel, event)
+        else:
+            follower.heard(event)
 
     def _odd(self, channel: str, error: MalformedEnvelope) -> None:
         if isinstance(error, UnknownVersion):
@@ -298,6 +354,8 @@ class Subscriptions:
             if subscription is not None and subscription.state is _State.ASKED:
                 subscription.state = _State.LIVE
                 waiters, subscription.waiters = subscription.waiters, []
+                if subscription.follower is not None:
+                    self._repair.confirmed(subscription.follower)
                 for waiter in waiters:
                     waiter.callback(None)
             self._restoring.discard(key)
@@ -351,8 +409,25 @@ class Subscriptions:
         self._fail_waiters(subscription, HubRefused(self._hub, f"channel {subscription.channel}: {error}"))
         self._check_restored()
 
+    def _tell_position(self, follower: Follower) -> None:
+        subscription = self._by_key[follower.key]
+        waiters, subscription.position_waiters = subscription.position_waiters, []
+        for waiter in waiters:
+            waiter.callback(follower.position)
+
+    def _may_not_follow(self, follower: Follower, error: HubRefused) -> None:
+        subscription = self._by_key[follower.key]
+        self.log.error("channel {channel}: {error}", channel=subscription.channel, error=error)
+        subscription.follower = None
+        if not subscription.has_plain:
+            self.unsubscribe(subscription.channel)
+        waiters, subscription.position_waiters = subscription.position_waiters, []
+        for waiter in waiters:
+            waiter.errback(error)
+
     def _fail_waiters(self, subscription: _Subscription, error: HubError) -> None:
-        waiters, subscription.waiters = subscription.waiters, []
+        waiters = subscription.waiters + subscription.position_waiters
+        subscription.waiters, subscription.position_waiters = [], []
         for waiter in waiters:
             waiter.errback(error)
 
@@ -360,6 +435,8 @@ class Subscriptions:
         del self._by_key[subscription.key]
         self._wanted.pop(subscription.key, None)
         self._restoring.discard(subscription.key)
+        if subscription.follower is not None:
+            self._repair.forget(subscription.follower)
         self._counters.subscribed_channels = len(self._by_key)
 
     def _end_flight(self) -> None:

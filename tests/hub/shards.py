@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from spread.hub.address import parse_hub_address
-from spread.hub.api import Format, Hub, Load, Publication, ShardIdentity
+from spread.hub.api import PLAIN, Event, Format, Hub, Load, Publication, PublishOptions, ShardIdentity
 from spread.hub.process import this_process
 from spread.hub.publish import JournalLimits
 from spread.hub.reactor import Endpoint
@@ -46,6 +46,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.publications: list[tuple[str, Publication]] = []
+        self.events: list[tuple[str, Event]] = []
+        """All that came, the publications among it."""
         self.windows: list[float] = []
         """What ``missed`` was told."""
         self.presses: list[str] = []
@@ -59,8 +61,10 @@ class Recorder:
         self.questions.append(question)
         return self.answer(question)
 
-    def received(self, channel: str, publication: Publication) -> None:
-        self.publications.append((channel, publication))
+    def received(self, channel: str, event: Event) -> None:
+        self.events.append((channel, event))
+        if isinstance(event, Publication):
+            self.publications.append((channel, event))
 
     def read_done(self) -> None:
         self.reads += 1
@@ -75,6 +79,10 @@ class Recorder:
         """The payloads of one channel, in the order they came."""
         return [publication.data for name, publication in self.publications if name == channel]
 
+    def offsets(self, channel: str) -> list[int]:
+        """The offsets of one channel's publications, in the order they came."""
+        return [publication.offset for name, publication in self.publications if name == channel]
+
 
 class Shard:
     """A hub and what it receives."""
@@ -84,8 +92,11 @@ class Shard:
         self.identity = identity
         self.receiver = Recorder()
 
-    def publish(self, channel: str, data: bytes, session: int = 0) -> Deferred[None]:
-        return self.hub.publish(channel, data, Format.TEXT, session)
+    def publish(self, channel: str, data: bytes, session: int = 0, **options: Any) -> Deferred[Any]:
+        """:param options: see ``api.PublishOptions``."""
+        return self.hub.publish(
+            channel, data, Format.TEXT, session, PublishOptions(**options) if options else PLAIN
+        )
 
     async def hears(self, channel: str, data: list[bytes], seconds: float = 10.0) -> None:
         """Wait until exactly this has come on a channel.

@@ -14,6 +14,7 @@ from spread.hub.api import HubCounters
 from spread.hub.envelope import KIND_PRESSURE, KIND_PROBE, KIND_PUBLICATION, pack
 from spread.hub.errors import HubRefused, HubUnavailable
 from spread.hub.link import SubscriberProtocol
+from spread.hub.repair import Repair
 from spread.hub.subscribe import BATCH, Subscriptions
 from tests.fakes import Ears
 from tests.hub.scripted import Outcome, Wire, answer, captured, message, noperm, subscriber_wire
@@ -35,6 +36,7 @@ class Stage:
         self.clock.advance(1_000_000.0)
         self.ears = Ears()
         self.counters = HubCounters()
+        histories: Any = None  # nothing is followed here
         self.subscriptions = Subscriptions(
             self.clock,
             "there",
@@ -43,6 +45,7 @@ class Stage:
             reply_seconds=1.0,
             receiver=self.ears,
             counters=self.counters,
+            repair=Repair(self.clock, histories, receiver=self.ears, counters=self.counters),
             restored=restored,
         )
         self.connection: SubscriberProtocol | None = None
@@ -653,10 +656,10 @@ def test_pressure_is_passed_on(stage: Stage) -> None:
     ("payload", "malformed", "unknown"),
     [
         (b"", 1, 0),
-        (b"\x01short", 1, 0),
+        (b"\x02short", 1, 0),
         (pack(KIND_PROBE, 0, THEIRS, 0, 0, b""), 1, 0),
         (pack(77, 0, THEIRS, 1, 0, b"x"), 1, 0),
-        (b"\x02" + bytes(40), 0, 1),
+        (b"\x01" + bytes(40), 0, 1),
         (b"plain text of somebody else", 0, 1),
     ],
 )

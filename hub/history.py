@@ -1,0 +1,113 @@
+"""What Redis keeps of channels: read in one step with the position it belongs to, and removed.
+
+One script gives the top and the entries of the same moment; with a channel that is not kept yet it begins
+the epoch. A read of one entry costs the shard 35 µs, 3 µs each further one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable
+from string import ascii_letters
+from typing import Any, TypeVar
+
+from spread.hub.api import History, HubCounters, Position, Publication, Stream
+from spread.hub.envelope import (
+    EPOCH_LETTERS,
+    OFFSET_DIGITS,
+    MalformedEnvelope,
+    UnknownVersion,
+    unpack,
+)
+from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, ReplyError
+from spread.hub.keys import Keys
+from spread.hub.link import Link
+from spread.hub.scripts import run_script
+
+__all__ = ["Histories"]
+
+LARGEST_OFFSET = 2**53
+"""Offsets are numbers of Lua; one that a client makes up may be larger."""
+
+T = TypeVar("T")
+
+
+class Histories:
+    """Of all channels on one Redis server."""
+
+    def __init__(self, commands: Link, keys: Keys, counters: HubCounters) -> None:
+        self._commands = commands
+        self._keys = keys
+        self._counters = counters
+
+    async def read(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: int | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Stream:
+        """See ``api.Hub.history``.
+
+        :param since: an offset.
+        :raises HubUnavailable: Redis is away, or cannot now.
+        :raises HubRefused: an ACL forbids it.
+        """
+        first, last = ("+", "-") if reverse else ("-", "+")
+        if since is not None:
+            since = min(max(since, 0), LARGEST_OFFSET)
+            if reverse and since < 2:
+                limit = 0
+            first = f"{since - 1 if reverse else since + 1}-0"
+        reply = await self._asked(
+            self._run(
+                "history",
+                [self._keys.meta(channel), self._keys.stream(channel)],
+                [
+                    "".join(random.choices(ascii_letters, k=EPOCH_LETTERS)).encode(),
+                    history.meta_ttl_seconds,
+                    b"XREVRANGE" if reverse else b"XRANGE",
+                    first.encode(),
+                    last.encode(),
+                    max(limit, -1),
+                ],
+            )
+        )
+        position = Position(reply[0][OFFSET_DIGITS:].decode(), int(reply[0][:OFFSET_DIGITS]))
+        publications: list[Publication] = []
+        for _, fields in reply[1]:
+            try:
+                publications.append(unpack(fields[1])[2])
+            except UnknownVersion:
+                self._counters.unknown_versions += 1
+            except MalformedEnvelope:
+                self._counters.malformed += 1
+        return Stream(position, publications)
+
+    async def remove(self, channel: str) -> None:
+        """See ``api.Hub.remove_history``.
+
+        :raises HubUnavailable: Redis is away, or cannot now.
+        :raises HubRefused: an ACL forbids it.
+        """
+        connection = self._connection()
+        await self._asked(connection.execute_command(b"DEL", self._keys.stream(channel)))
+
+    async def _run(self, name: str, keys: list[bytes], arguments: list[bytes | int]) -> Any:
+        return await run_script(self._connection(), name, keys, arguments)
+
+    def _connection(self) -> Any:
+        connection = self._commands.protocol
+        if connection is None:
+            raise LinkLost(self._commands.name, str(self._commands.last_error or "not connected"))
+        return connection
+
+    async def _asked(self, asked: Awaitable[T]) -> T:
+        try:
+            return await asked
+        except ReplyError as error:
+            if error.is_refusal:
+                raise HubRefused(self._commands.name, str(error)) from error
+            raise HubUnavailable(self._commands.name, str(error)) from error

@@ -1,0 +1,122 @@
+-- Number a publication, keep it in the channel's stream and bring it to the subscribers, in one step.
+-- KEYS[1] meta   KEYS[2] stream   KEYS[3] result, only with an idempotency key
+-- ARGV[1] pub/sub channel   ARGV[2] head of the message   ARGV[3] its tail
+-- ARGV[4] publications to keep   ARGV[5] seconds to keep them   ARGV[6] seconds to keep the meta
+-- ARGV[7] sequence of the publishing shard   ARGV[8] '1' if what became of an earlier try is unknown
+-- ARGV[9] version, 20 digits, or ''   ARGV[10] the version's epoch   ARGV[11] seconds to keep the result
+-- Gives the position: offset, 16 digits, and epoch, 8 letters.
+
+-- Shards whose last publication here is remembered, so that a second try is known as one.
+local ORIGINS = 64
+-- Publications looked through, newest first, for one that was taken before the last of its shard.
+local SEARCHED, STEP = 64, 8
+
+if KEYS[3] then
+  local result = redis.call('GET', KEYS[3])
+  if result then
+    return result
+  end
+end
+
+local meta, stream, head = KEYS[1], KEYS[2], ARGV[2]
+-- Incarnation (8 bytes) and sequence (8 bytes) stand in the head from its fifth byte on.
+local origin = 'i' .. string.sub(head, 5, 12)
+local known = redis.call('HMGET', meta, 'e', 's', origin)
+local epoch, top = known[1], tonumber(known[2] or '0')
+
+local function position(offset)
+  return string.format('%016.0f', offset) .. epoch
+end
+
+if epoch and known[3] and ARGV[8] == '1' then
+  local sequence, offset = string.match(known[3], '^(%d+) (%d+)$')
+  if tonumber(sequence) == tonumber(ARGV[7]) then
+    return position(tonumber(offset))
+  elseif tonumber(sequence) > tonumber(ARGV[7]) then
+    local wanted, last, seen = string.sub(head, 5, 20), tonumber(offset), 0
+    while seen < SEARCHED do
+      local entries =
+        redis.call('XREVRANGE', stream, string.format('%.0f', last) .. '-0', '-', 'COUNT', STEP)
+      for _, entry in ipairs(entries) do
+        last = tonumber(string.match(entry[1], '^(%d+)'))
+        if string.sub(entry[2][2], 5, 20) == wanted then
+          return position(last)
+        end
+      end
+      seen = seen + STEP
+      last = last - 1
+      if #entries < STEP or last < 1 then
+        break
+      end
+    end
+    -- Taken, and forgotten or too far back.
+    return position(top)
+  end
+end
+
+local fields = {}
+if not epoch then
+  local hex = redis.sha1hex(string.sub(head, 5, 20) .. ARGV[1])
+  epoch = ''
+  for i = 1, 8 do
+    local number = tonumber(string.sub(hex, 4 * i - 3, 4 * i), 16) % 52
+    epoch = epoch .. string.char(number < 26 and 65 + number or 71 + number)
+  end
+  -- What a lost meta has left over.
+  redis.call('DEL', stream)
+  top = 0
+  fields = {'e', epoch}
+end
+
+if ARGV[9] ~= '' then
+  local last = redis.call('HMGET', meta, 'v', 'w')
+  if last[1] and last[2] == ARGV[10] then
+    -- In halves: a number of Lua holds 53 bits of the 64.
+    local new, old = tonumber(string.sub(ARGV[9], 1, 10)), tonumber(string.sub(last[1], 1, 10))
+    if new == old then
+      new, old = tonumber(string.sub(ARGV[9], 11)), tonumber(string.sub(last[1], 11))
+    end
+    if new <= old then
+      redis.call('EXPIRE', meta, ARGV[6])
+      if KEYS[3] then
+        redis.call('SET', KEYS[3], position(top), 'EX', ARGV[11])
+      end
+      return position(top)
+    end
+  end
+  fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
+    'v', ARGV[9], 'w', ARGV[10]
+end
+
+local offset = top + 1
+local number = string.format('%.0f', offset)
+local here = position(offset)
+local message = head .. here .. ARGV[3]
+local added =
+  redis.call('HSET', meta, 's', number, origin, ARGV[7] .. ' ' .. number, unpack(fields))
+if added > 0 and redis.call('HLEN', meta) > ORIGINS + 4 then
+  local all, origins = redis.call('HGETALL', meta), {}
+  for i = 1, #all, 2 do
+    if #all[i] == 9 then
+      origins[#origins + 1] = {all[i], tonumber(string.match(all[i + 1], ' (%d+)$'))}
+    end
+  end
+  table.sort(origins, function(one, other) return one[2] < other[2] end)
+  for i = 1, #origins - ORIGINS / 2 do
+    redis.call('HDEL', meta, origins[i][1])
+  end
+end
+redis.call('EXPIRE', meta, ARGV[6])
+
+local kept = redis.pcall('XADD', stream, 'MAXLEN', ARGV[4], number .. '-0', 'd', message)
+if type(kept) == 'table' and kept.err then
+  -- The stream of another time, or no stream at all.
+  redis.call('DEL', stream)
+  redis.call('XADD', stream, 'MAXLEN', ARGV[4], number .. '-0', 'd', message)
+end
+redis.call('EXPIRE', stream, ARGV[5])
+redis.call('PUBLISH', ARGV[1], message)
+if KEYS[3] then
+  redis.call('SET', KEYS[3], here, 'EX', ARGV[11])
+end
+return here
