@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.protocol import ServerFactory
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
@@ -116,9 +116,9 @@ class Gateway:
                 put(path, api)
         return quiet_site(self._reactor, resources)
 
-    def json_factory(self) -> IProtocolFactory:
+    def json_factory(self) -> ServerFactory:
         """What the port for JSON lines serves."""
-        return JsonLinesFactory(self.clients, self._settings)
+        return JsonLinesFactory(self.clients, self._settings, self._reactor)
 
     def _forward(self, node: str, session: str, data: bytes) -> Deferred[None]:
         """See ``edge.emulation.Forward``. A session that is gone is no error: the client will see it."""
