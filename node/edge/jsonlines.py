@@ -77,6 +77,8 @@ class JsonLinesEdge:
     def makeConnection(self, transport: Any) -> None:
         """Somebody connected."""
         self._transport = transport
+        if not hasattr(self._factory, "clock"):
+            self._factory.clock = transport.reactor
         sessions = self._factory.sessions
         address = getattr(transport.getPeer(), "host", None) or ""
         refused = sessions.admit(address)
@@ -213,13 +215,16 @@ class JsonLinesFactory(ServerFactory):
     """All such connections of a shard.
 
     :param settings: ``spread.node.settings.Settings``.
+    :param clock: of timers; by default the reactor of the first connection.
     """
 
     noisy = False
+    clock: Clock
 
-    def __init__(self, sessions: Sessions, settings: Any, clock: Clock) -> None:
+    def __init__(self, sessions: Sessions, settings: Any, clock: Clock | None = None) -> None:
         self.sessions = sessions
-        self.clock = clock
+        if clock is not None:
+            self.clock = clock
         self.line_max_bytes: int = settings.websocket.message_size_limit
         self.write_seconds: float = settings.websocket.write_timeout
 

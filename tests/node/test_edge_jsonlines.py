@@ -258,7 +258,7 @@ class OverTcp(TestCase):
     async def test_a_program_that_ends_its_side(self) -> None:
         sessions = FakeSessions(reactor)
         sessions.on_open = lambda session: setattr(session, "on_frame", lambda frame: session.say(frame))
-        factory = JsonLinesFactory(sessions, Settings(), reactor)
+        factory = JsonLinesFactory(sessions, Settings())
         port: Any = start_listening(reactor, bind("127.0.0.1", 0), factory)
         self.addCleanup(lambda: stop_listening(port, inherited=True))
         with socket.create_connection(("127.0.0.1", port.getHost().port)) as peer:
