@@ -17,8 +17,9 @@ from twisted.python.failure import Failure
 from spread.hub.reactor import Timer
 from spread.node import codes
 from spread.node.cork import Cork
+from spread.node.edge.ending import end_writing
 from spread.node.limits import Admission
-from spread.node.outbox import Outbox
+from spread.node.outbox import make_outbox
 from spread.node.session.text import Session, Surroundings
 from spread.node.wire.text import Framer, error_line
 
@@ -143,8 +144,7 @@ class TextEdge(Protocol):
         if self._ending is not None:
             self._ending.cancel()
         self._ending = self.factory.shared.clock.callLater(LINGER_SECONDS, self._cut)
-        transport: Any = self.transport
-        transport.loseWriteConnection()
+        end_writing(self.transport)
         if not self._is_reading:
             self.resume_reading()
 
@@ -229,7 +229,7 @@ class TextFactory(Factory):
             self.shared.counters.slow_clients += 1
             transport.abortConnection()
 
-        outbox = Outbox(transport, self._cork, self._outbox_max_bytes, overflowed)
+        outbox = make_outbox(transport, self._cork, self._outbox_max_bytes, overflowed)
         session = Session(next(self._numbers), edge, outbox, self.shared)
         self.sessions[session.number] = session
         return session
