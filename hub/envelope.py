@@ -33,9 +33,9 @@ import struct
 import msgspec
 
 from spread.hub.api import ClientInfo, Publication
+from spread.hub.epochs import EPOCH_LETTERS
 
 __all__ = [
-    "EPOCH_LETTERS",
     "HEADER_BYTES",
     "KIND_JOINED",
     "KIND_LEFT",
@@ -70,7 +70,6 @@ HEADER_BYTES = _HEADER.size
 _LENGTH = struct.Struct(">I")
 
 OFFSET_DIGITS = 16
-EPOCH_LETTERS = 8
 POSITION_BYTES = OFFSET_DIGITS + EPOCH_LETTERS
 
 

@@ -9,15 +9,14 @@ for ever and nobody has to stop anything.
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from heapq import heappop, heappush
 from itertools import islice
-from string import ascii_letters
 
 import msgspec
 
 from spread.hub.api import Broken, Event, History, Position, Publication, PublishOptions, Stream
+from spread.hub.epochs import drawn_epoch
 from spread.hub.reactor import Clock
 
 __all__ = ["RESULT_SECONDS", "Place", "Streams"]
@@ -153,7 +152,7 @@ class Streams:
         if kept is None or kept.until <= now:
             if kept is None:
                 heappush(self._due, (now + min(history.ttl_seconds, history.meta_ttl_seconds), channel))
-            kept = self._kept[channel] = _Kept("".join(random.choices(ascii_letters, k=8)))
+            kept = self._kept[channel] = _Kept(drawn_epoch().decode())
         elif kept.stream_until <= now:
             kept.entries.clear()
         kept.until = now + history.meta_ttl_seconds

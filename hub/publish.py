@@ -55,6 +55,7 @@ from spread.hub.envelope import (
     pack_meta,
     pack_parts,
 )
+from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
 from spread.hub.reactor import Clock, Timer
@@ -347,6 +348,7 @@ class Journal:
             b"%020d" % options.version if options.version else b"",
             options.version_epoch,
             RESULT_SECONDS,
+            drawn_epoch(),
         )
 
     def _script(self, name: str) -> tuple[bytes, bytes]:

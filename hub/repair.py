@@ -37,7 +37,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.api import Broken, Event, History, HubCounters, Position, Publication, Receiver, Stream
-from spread.hub.errors import HubRefused, HubUnavailable, LinkLost
+from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost
 from spread.hub.history import Histories
 from spread.hub.reactor import Clock, Timer
 
@@ -340,17 +340,19 @@ class Repair:
                 follower.state = FollowState.WAITING
                 self._due[follower] = None
                 if not isinstance(error, LinkLost):
-                    self._pause_after(error)
-        failure.trap(HubUnavailable, HubRefused)
+                    self._pause_after(failure)
         self._next()
 
-    def _pause_after(self, error: BaseException) -> None:
+    def _pause_after(self, failure: Failure) -> None:
         now = self._clock.seconds()
         if now - self._told_at >= 60.0:
             self._told_at = now
-            self.log.warn("the history of a channel cannot be read: {error}", error=error)
+            if failure.check(HubError):
+                self.log.warn("the history of a channel cannot be read: {why}", why=failure.getErrorMessage())
+            else:
+                self.log.failure("the history of a channel cannot be read", failure)
         if self._later is None:
-            seconds = REFUSED_SECONDS if isinstance(error, HubRefused) else LATER_SECONDS
+            seconds = LATER_SECONDS if failure.check(HubUnavailable) else REFUSED_SECONDS
             self._later = self._clock.callLater(seconds, self._ask_again)
 
     def _ask_again(self) -> None:

@@ -4,6 +4,7 @@
 -- ARGV[4] publications to keep   ARGV[5] seconds to keep them   ARGV[6] seconds to keep the meta
 -- ARGV[7] sequence of the publishing shard   ARGV[8] '1' if what became of an earlier try is unknown
 -- ARGV[9] version, 20 digits, or ''   ARGV[10] the version's epoch   ARGV[11] seconds to keep the result
+-- ARGV[12] epoch, 8 letters, if there is none yet
 -- Gives the position: offset, 16 digits, and epoch, 8 letters.
 
 -- Shards whose last publication here is remembered, so that a second try is known as one.
@@ -56,12 +57,7 @@ end
 
 local fields = {}
 if not epoch then
-  local hex = redis.sha1hex(string.sub(head, 5, 20) .. ARGV[1])
-  epoch = ''
-  for i = 1, 8 do
-    local number = tonumber(string.sub(hex, 4 * i - 3, 4 * i), 16) % 52
-    epoch = epoch .. string.char(number < 26 and 65 + number or 71 + number)
-  end
+  epoch = ARGV[12]
   -- What a lost meta has left over.
   redis.call('DEL', stream)
   top = 0

@@ -10,14 +10,26 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
 from spread.hub.address import parse_hub_address
-from spread.hub.api import PLAIN, Event, Format, Hub, Load, Publication, PublishOptions, ShardIdentity
+from spread.hub.api import (
+    PLAIN,
+    Event,
+    Format,
+    History,
+    Hub,
+    Load,
+    Position,
+    Publication,
+    PublishOptions,
+    ShardIdentity,
+)
+from spread.hub.link import SubscriberProtocol
 from spread.hub.process import this_process
 from spread.hub.publish import JournalLimits
 from spread.hub.reactor import Endpoint
 from spread.hub.redis import RedisHub, RedisHubSettings
 from spread.hub.topology import TlsFiles, endpoint_of
 
-__all__ = ["LOAD", "Recorder", "Shard", "eventually", "pause", "reactor", "redis_shard"]
+__all__ = ["LOAD", "Recorder", "Shard", "deafened", "eventually", "pause", "reactor", "redis_shard"]
 
 reactor = cast(Any, global_reactor)
 
@@ -98,6 +110,12 @@ class Shard:
             channel, data, Format.TEXT, session, PublishOptions(**options) if options else PLAIN
         )
 
+    async def follow(self, channel: str, history: History) -> Position:
+        """Subscribe with a history."""
+        position = await self.hub.subscribe(channel, history)
+        assert position is not None
+        return position
+
     async def hears(self, channel: str, data: list[bytes], seconds: float = 10.0) -> None:
         """Wait until exactly this has come on a channel.
 
@@ -132,6 +150,20 @@ def redis_shard(
         RedisHubSettings(journal=JournalLimits(publish_seconds, max_publications, max_bytes), **settings),
     )
     return Shard(hub, identity)
+
+
+def deafened(shard: Shard) -> Callable[[], None]:
+    """A shard on Redis hears no message of its channels until what this gives is called."""
+    assert isinstance(shard.hub, RedisHub)
+    connection = shard.hub._hearing.protocol
+    assert isinstance(connection, SubscriberProtocol)
+    hear = connection.message
+
+    def again() -> None:
+        connection.message = hear
+
+    connection.message = lambda key, payload: None
+    return again
 
 
 def _short(data: list[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -13,9 +14,10 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.process import this_process
 from tests.hub.conformance import LINGER_SECONDS, AwayConformance, HubConformance
 from tests.hub.shards import LOAD, Recorder, Shard, reactor
+from tests.hub.stream_conformance import StreamAwayConformance, StreamConformance
 
 
-class MemoryConformance(HubConformance, AwayConformance, TestCase):
+class MemoryConformance(HubConformance, AwayConformance, StreamConformance, StreamAwayConformance, TestCase):
     """Every case, against hubs of one exchange."""
 
     timeout = 30
@@ -28,6 +30,19 @@ class MemoryConformance(HubConformance, AwayConformance, TestCase):
         self.exchange.publish_seconds = limits.get("publish_seconds", 5.0)
         identity = this_process("test")
         return Shard(MemoryHub(self.exchange, identity.incarnation, linger_seconds=LINGER_SECONDS), identity)
+
+    def deafen(self, shard: Shard) -> Callable[[], None]:
+        assert isinstance(shard.hub, MemoryHub)
+        inbox = shard.hub._inbox
+        inbox.arrive = lambda channel, event: None  # type: ignore[method-assign]
+
+        def again() -> None:
+            del inbox.arrive  # type: ignore[method-assign]
+
+        return again
+
+    def forget_everything(self) -> None:
+        self.exchange.streams.flush()
 
     async def take_away(self) -> None:
         self.exchange.cut()

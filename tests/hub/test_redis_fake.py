@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -11,10 +12,11 @@ from fakeredis import FakeRedis, TcpFakeServer
 from twisted.trial.unittest import TestCase
 
 from tests.hub.conformance import HubConformance
-from tests.hub.shards import Shard, redis_shard
+from tests.hub.shards import Shard, deafened, redis_shard
+from tests.hub.stream_conformance import StreamConformance
 
 
-class FakeredisConformance(HubConformance, TestCase):
+class FakeredisConformance(HubConformance, StreamConformance, TestCase):
     """Every case, against fakeredis in a thread."""
 
     timeout = 60
@@ -42,3 +44,11 @@ class FakeredisConformance(HubConformance, TestCase):
 
     def make_shard(self, **limits: Any) -> Shard:
         return redis_shard(f"redis://127.0.0.1:{self.server.server_address[1]}", **limits)
+
+    def deafen(self, shard: Shard) -> Callable[[], None]:
+        return deafened(shard)
+
+    def forget_everything(self) -> None:
+        client = FakeRedis(server=self.server.fake_server)
+        client.flushall()
+        client.close()

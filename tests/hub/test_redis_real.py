@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.trial.unittest import TestCase
@@ -10,7 +11,8 @@ from spread.hub.redis import RedisHub
 from spread.hub.subscribe import BATCH
 from tests.hub.conformance import AwayConformance, HubConformance
 from tests.hub.servers import Valkey
-from tests.hub.shards import Shard, eventually, redis_shard
+from tests.hub.shards import Shard, deafened, eventually, redis_shard
+from tests.hub.stream_conformance import StreamAwayConformance, StreamConformance
 
 
 class _OnValkey:
@@ -37,10 +39,16 @@ class _OnValkey:
         return shard
 
 
-class ValkeyConformance(_OnValkey, HubConformance, TestCase):
+class ValkeyConformance(_OnValkey, HubConformance, StreamConformance, TestCase):
     """Every case, over TCP."""
 
     timeout = 60
+
+    def deafen(self, shard: Shard) -> Callable[[], None]:
+        return deafened(shard)
+
+    def forget_everything(self) -> None:
+        self.server.command("FLUSHALL")
 
     async def dropped(self, channel: str) -> None:
         await eventually(lambda: self.server.receivers(f"spread:ch:{{{channel}}}") == 0)
@@ -79,10 +87,14 @@ class ValkeyConformance(_OnValkey, HubConformance, TestCase):
         self.assertEqual(clients.count(f"name=spread-{shard.identity.incarnation}"), 2)
 
 
-class ValkeyAway(_OnValkey, AwayConformance, TestCase):
-    """The hub is away: the server is killed."""
+class ValkeyAway(_OnValkey, AwayConformance, StreamAwayConformance, TestCase):
+    """The hub is away: the server is killed. What it took it still has: it keeps an append-only file."""
 
     timeout = 30
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Valkey(extra=["appendonly yes"]).start()
 
     def setUp(self) -> None:
         if self.server._process is None:

@@ -680,7 +680,7 @@ def test_what_is_not_ours_is_logged_once_a_minute_each(stage: Stage) -> None:
     stage.settled(wire)
     with captured() as lines:
         for _ in range(121):
-            wire.says(message(key("a"), b"\x02"), message(key("a"), b""), message(key("a"), b"\x03"))
+            wire.says(message(key("a"), b"\x01"), message(key("a"), b""), message(key("a"), b"\x03"))
             stage.clock.advance(1.0)
     assert len(lines) == 2 * 3
     assert (stage.counters.malformed, stage.counters.unknown_versions) == (121, 242)
