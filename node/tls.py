@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
@@ -67,25 +69,29 @@ def _load(cert: str, key: str) -> SSL.Context:
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
     # The buffers of a connection that is silent are given back: 34 kB for each.
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    # OpenSSL would ask the terminal.
-    context.set_passwd_cb(lambda *_: b"")
-    for path in (cert, key):
-        try:
-            Path(path).read_bytes()
-        except OSError as error:
-            raise BadCertificate(f"the TLS file {path} cannot be read: {error.strerror}") from error
+    _read(cert)  # OpenSSL does not tell why it cannot
     try:
         context.use_certificate_chain_file(cert)
     except SSL.Error as error:
         raise BadCertificate(f"{cert} is no certificate in PEM: {_reason(error)}") from error
     try:
-        context.use_privatekey_file(key)
+        # OpenSSL would ask the terminal for a passphrase.
+        private: Any = load_pem_private_key(_read(key), None)
+        context.use_privatekey(private)
         context.check_privatekey()
-    except SSL.Error as error:
+    except (SSL.Error, TypeError, ValueError, UnsupportedAlgorithm) as error:
+        why = _reason(error) if isinstance(error, SSL.Error) else str(error).partition(".")[0]
         raise BadCertificate(
-            f"{key} is not the private key, without a passphrase, of {cert}: {_reason(error)}"
+            f"{key} is not the private key, without a passphrase, of {cert}: {why}"
         ) from error
     return context
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadCertificate(f"the TLS file {path} cannot be read: {error.strerror}") from error
 
 
 def _reason(error: SSL.Error) -> str:
