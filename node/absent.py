@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from spread.node.settings.kinds import parse_duration
+
 __all__ = ["absent_keys", "absent_variable", "is_absent"]
 
 _CHANNEL = {
@@ -182,11 +184,21 @@ def _says_nothing(key: str, value: object) -> bool:
     plain = _INDEX.sub("[]", key)
     if not value or plain in _EITHER_WAY or _DEFAULTS.get(plain) == value:
         return True
+    if isinstance(value, str):
+        return _is_zero(value)
     if not isinstance(value, Mapping):
         return False
     if value.get("enabled", plain not in _SWITCHED) is False:
         return True
     return all(_says_nothing(f"{key}.{name}", inner) for name, inner in value.items())
+
+
+def _is_zero(text: str) -> bool:
+    """Whether it is a duration of nothing, such as 0s."""
+    try:
+        return parse_duration(text) == 0
+    except ValueError:
+        return False
 
 
 def absent_variable(variable: str) -> str:

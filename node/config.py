@@ -233,9 +233,13 @@ def _dotted(name: str, key: str, known: Mapping[str, Flag]) -> str:
 
 
 def _unknown_section(section: str) -> str:
-    # Centrifugo before v6 had no sections: token_hmac_secret_key is client.token.hmac_secret_key now.
-    flat = [flag.key for flag in FLAGS if f"_{flag.key}".replace(".", "_").endswith(f"_{section}")]
-    near = _same_name(section, _BY_KEY) or flat or difflib.get_close_matches(section, _SECTIONS, 1)
+    # Centrifugo before v6 had no sections: token_hmac_secret_key is client.token.hmac_secret_key now, and
+    # api_key is http_api.key.
+    near = (
+        _same_name(section, _BY_KEY)
+        or difflib.get_close_matches(section, _SECTIONS, 1)
+        or [flag.key for flag in FLAGS if f"_{flag.key}".replace(".", "_").endswith(f"_{section}")]
+    )
     hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(_SECTIONS)}"
     return f"unknown section {shown_key(section)}; {hint}"
 

@@ -96,7 +96,10 @@ def test_a_byte_order_mark_is_no_matter(here: Path) -> None:
 
 
 def test_every_setting_can_be_given_as_text() -> None:
-    values = {flag.key: str(flag.default) for flag in FLAGS}
+    values = {
+        flag.key: ",".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
+        for flag in FLAGS
+    }
     environ = {flag.variable: values[flag.key] for flag in FLAGS}
     assert from_flags(values) == from_environment(**environ) == Settings()
 
@@ -104,6 +107,22 @@ def test_every_setting_can_be_given_as_text() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
+        ("client.ping_interval", "1m30s", 90.0),
+        ("client.ping_interval", " 300 ", 300.0),
+        ("client.ping_interval", "-1", -1.0),
+        ("channel.history_meta_ttl", "1h", 3600.0),
+        (
+            "client.allowed_origins",
+            "https://a.example, https://b.example",
+            ("https://a.example", "https://b.example"),
+        ),
+        ("client.allowed_origins", "*", ("*",)),
+        ("client.allowed_origins", "a b\tc", ("a", "b", "c")),
+        ("client.allowed_origins", '["a, b"]', ("a, b",)),
+        ("client.allowed_origins", " ", ()),
+        ("websocket.handler_prefix", "/ws/", "/ws"),
+        ("websocket.handler_prefix", "/", "/"),
+        ("node.json", "127.0.0.1:0", "127.0.0.1:0"),
         ("node.max_clients", "1_000", 1000),
         ("node.max_clients", " 7 ", 7),
         ("node.stop_seconds", "3", 3.0),
@@ -160,11 +179,15 @@ def said(error: pytest.ExceptionInfo[ConfigError]) -> str:
             "spread.toml: unknown key text.qqqqqqq; spread-node --print-config shows all keys",
         ),
         ("[txt]\n", "spread.toml: unknown section txt; did you mean text?"),
-        ("[game]\n", "spread.toml: unknown section game; the sections are node, hub, text"),
+        (
+            "[game]\n",
+            "spread.toml: unknown section game; the sections are node, hub, text, client, channel, http_api, "
+            "websocket, http_stream, sse, emulation",
+        ),
         ("shard = '1'\n", "spread.toml: unknown section shard; did you mean node.shard?"),
         (
             "'text.listen' = 'off'\n",
-            "spread.toml: unknown section text.listen; write listen inside of the section text",
+            "spread.toml: unknown section text.listen; write listen inside of the table text",
         ),
         ("node = 3\n", "spread.toml: node must be a table, not 3"),
         ("hub = 'memory:'\n", "spread.toml: hub must be a table, not 'memory:'; did you mean hub.url?"),
@@ -637,13 +660,13 @@ sections = st.fixed_dictionaries(
         section: st.one_of(
             trees,
             st.dictionaries(
-                st.sampled_from([flag.field for flag in FLAGS if flag.section == section])
+                st.sampled_from([flag.key.split(".")[1] for flag in FLAGS if flag.section == section])
                 | st.text(max_size=3),
                 scalars | trees,
                 max_size=4,
             ),
         )
-        for section in ["node", "hub", "text"]
+        for section in dict.fromkeys(flag.section for flag in FLAGS)
     },
 )
 
