@@ -295,7 +295,7 @@ class Clients:
                 continue
             one.expire_at = expire_at
             one.conn_info = info or one.conn_info
-            one.schedule()
+            one.times.changed()
             one.push("", Refresh(bool(expire_at), max(1, int(expire_at - now)) if expire_at else 0))
         return len(refreshed)
 

@@ -67,6 +67,7 @@ class Gateway:
     ) -> None:
         self._reactor = reactor
         self._settings = settings
+        self._counters = counters
         self._wheel = Wheel(reactor)
         self.clients = Clients(reactor, admission, cork, numbers, settings.client.queue_max_size)
         self.control = Control(hub, self.clients)
@@ -109,7 +110,9 @@ class Gateway:
         if settings.sse.enabled:
             put(settings.sse.handler_prefix, sse_resource(self.clients, settings))
         if settings.http_stream.enabled or settings.sse.enabled:
-            put(settings.emulation.handler_prefix, emulation_resource(settings, self._forward))
+            put(
+                settings.emulation.handler_prefix, emulation_resource(settings, self._forward, self._counters)
+            )
         if not settings.http_api.disabled:
             api = api_resource(settings.http_api, self._methods)
             for path in api_paths(settings.http_api):

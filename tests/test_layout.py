@@ -155,9 +155,15 @@ def test_txredisapi_is_for_links(source: str) -> None:
     assert not wrong or source == "hub/link.py"
 
 
-@pytest.mark.parametrize("name", ["channel", "fanout", "outbox", "pressure", "session"])
-def test_sessions_do_not_know_their_sockets(name: str) -> None:
-    imports = _imports_of(f"node/{name}.py")
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(f"node/{name}.py" for name in ("channel", "clients", "fanout", "outbox", "pressure", "recovery")),
+        *(source for source in SOURCES if source.startswith("node/session/")),
+    ],
+)
+def test_sessions_do_not_know_their_sockets(source: str) -> None:
+    imports = _imports_of(source)
     for edge in ("spread.node.edge", "spread.node.listen"):
         assert not {each for each in imports if _within(each, edge)}
 

@@ -43,8 +43,9 @@ from spread.node.limits import Rate
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
 from spread.node.session.shared import Ended, Refused, Shared
-from spread.node.session.subscribing import depart, refresh_presence
+from spread.node.session.subscribing import depart
 from spread.node.session.subscription import Subscription
+from spread.node.session.times import Times
 from spread.node.wire import messages
 from spread.node.wire.messages import Command, ProtocolError, Reply
 
@@ -99,13 +100,9 @@ class CentrifugeSession:
         "_is_reading",
         "_open_bytes",
         "_open_commands",
-        "_ping_at",
-        "_pong_by",
-        "_present_at",
         "_replies",
         "_run",
         "_waiting",
-        "_wheel_at",
         "_working",
         "client",
         "codec",
@@ -118,6 +115,7 @@ class CentrifugeSession:
         "state",
         "subscribing",
         "subscriptions",
+        "times",
         "token_channels",
         "user",
         "visit",
@@ -173,10 +171,7 @@ class CentrifugeSession:
         now = shared.clock.seconds()
         limit = shared.client.commands_per_second
         self._commands_rate = Rate(limit, now) if limit else None
-        self._ping_at = self._pong_by = self._present_at = math.inf
-        self._wheel_at = math.inf
-        if shared.client.stale_close_delay:
-            self._wake_by(now + shared.client.stale_close_delay)
+        self.times = Times(self)
 
     # -- what the client says --------------------------------------------------------------------------------
 
@@ -184,6 +179,11 @@ class CentrifugeSession:
     def is_alive(self) -> bool:
         """It has not been told to go, and its connection is there."""
         return self.state in _ALIVE
+
+    @property
+    def is_connected(self) -> bool:
+        """It may command."""
+        return self.state is SessionState.CONNECTED
 
     @property
     def _wire(self) -> Wire:
@@ -214,7 +214,7 @@ class CentrifugeSession:
         """Begin a command, or let it wait."""
         request = command.request
         if request is None:
-            self._pong_by = math.inf
+            self.times.ponged()
             return
         state = self.state
         if state is SessionState.CONNECTING:
@@ -386,6 +386,11 @@ class CentrifugeSession:
         """Send a push."""
         self.write(Reply(0, messages.Push(channel, event)))
 
+    def ping(self) -> None:
+        """Send a ping."""
+        self.outbox.write(self.codec.frame(self._wire.PING))
+        self.shared.counters.pings += 1
+
     def _write_replies(self) -> None:
         if self._replies:
             replies, self._replies = self._replies, []
@@ -396,14 +401,7 @@ class CentrifugeSession:
     def _connected(self, command: Command, result: messages.ConnectResult) -> None:
         self.state = SessionState.CONNECTED
         self.write(Reply(command.id, result))
-        now = self.shared.clock.seconds()
-        client = self.shared.client
-        if result.ping:
-            # Somewhere in the second half of the interval, so that those who came together do not answer
-            # together for ever.
-            self._ping_at = now + client.ping_interval * (0.5 + self.shared.random() / 2)
-        self._present_at = now + client.presence_update_interval * (0.5 + self.shared.random() / 2)
-        self.schedule()
+        self.times.connected(bool(result.ping))
         waiting, self._waiting = self._waiting, None
         was_batching, self._is_batching = self._is_batching, True
         while waiting and self.is_alive:
@@ -412,80 +410,6 @@ class CentrifugeSession:
         if not was_batching:
             self._write_replies()
         self._read_or_not()
-
-    # -- time ------------------------------------------------------------------------------------------------
-
-    def schedule(self) -> None:
-        """Something that comes with time has changed."""
-        self._wake_by(self._next_due())
-
-    def _wake_by(self, seconds: float) -> None:
-        if seconds < self._wheel_at:
-            self._wheel_at = seconds
-            self.shared.wheel.at(seconds, self)
-
-    def _next_due(self) -> float:
-        due = min(self._ping_at, self._pong_by, self._present_at)
-        expiry = self._expiry()
-        if expiry:
-            due = min(due, self.shared.clock.seconds() + max(0.0, expiry - self.shared.now()))
-        return due
-
-    def _expiry(self) -> float:
-        """When the next of connection and subscriptions is closed for its expiry; 0: none."""
-        client = self.shared.client
-        first = self.expire_at + client.expired_close_delay if self.expire_at else math.inf
-        for subscription in self.subscriptions.values():
-            if subscription.expire_at:
-                first = min(first, subscription.expire_at + client.expired_sub_close_delay)
-        return 0 if first == math.inf else first
-
-    def due(self, now: float) -> None:
-        """See ``wheel.Timed``."""
-        if now < self._wheel_at or not self.is_alive:
-            return  # it was asked for something that has been put forward
-        self._wheel_at = math.inf
-        if self.state is not SessionState.CONNECTED:
-            self.note("3502 stale", "it has not connected in time")
-            self.end(codes.STALE)
-            return
-        if self._pong_by <= now:
-            self.end(codes.NO_PONG)
-            return
-        if self._expiry():
-            self._check_expiry()
-            if not self.is_alive:
-                return
-        if self._ping_at <= now:
-            self._ping(now)
-        if self._present_at <= now:
-            self._present_at = now + self.shared.client.presence_update_interval
-            for subscription in self.subscriptions.values():
-                if subscription.is_present:
-                    refresh_presence(self.shared, subscription)
-        self.schedule()
-
-    def _ping(self, now: float) -> None:
-        client = self.shared.client
-        self.outbox.write(self.codec.frame(self._wire.PING))
-        self.shared.counters.pings += 1
-        self._ping_at = now + client.ping_interval
-        if client.pong_timeout > 0:
-            self._pong_by = now + client.pong_timeout
-
-    def _check_expiry(self) -> None:
-        shared = self.shared
-        now = shared.now()
-        if self.expire_at and self.expire_at + shared.client.expired_close_delay <= now:
-            self.end(codes.CONNECTION_EXPIRED)
-            return
-        for subscription in list(self.subscriptions.values()):
-            expire_at = subscription.expire_at
-            if expire_at and expire_at + shared.client.expired_sub_close_delay <= now:
-                if subscription.is_server_side:
-                    self.end(codes.SUBSCRIPTION_EXPIRED)
-                    return
-                self.unsubscribe(subscription, codes.UNSUBSCRIBE_EXPIRED)
 
     # -- subscriptions ---------------------------------------------------------------------------------------
 
@@ -501,7 +425,7 @@ class CentrifugeSession:
         self.subscriptions[subscription.channel.name] = subscription
         self.shared.counters.subscriptions += 1
         if subscription.expire_at:
-            self.schedule()
+            self.times.changed()
 
     def unsubscribe(self, subscription: Subscription, why: codes.Unsubscribe | None = None) -> None:
         """Take the client out of a channel.

@@ -279,7 +279,7 @@ async def _refreshed(session: CentrifugeSession, text: str) -> RefreshResult:
     if frozenset(token.subscriptions) != session.token_channels:
         raise Ended(codes.INSUFFICIENT_STATE, "the new token has other channels")
     session.expire_at = 0 if shared.client.insecure else token.expire_at or 0
-    session.schedule()
+    session.times.changed()
     ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
     return RefreshResult(client=session.client, version=shared.version, expires=bool(ttl), ttl=ttl)
 
@@ -320,7 +320,7 @@ async def _sub_refreshed(session: CentrifugeSession, request: SubRefreshRequest)
     if token.client and token.client != session.client:
         raise Ended(codes.INVALID_TOKEN, "the new token is for another client")
     subscription.expire_at = token.expire_at or 0
-    session.schedule()
+    session.times.changed()
     ttl = max(1, int(subscription.expire_at - shared.now())) if subscription.expire_at else 0
     return SubRefreshResult(bool(ttl), ttl)
 
