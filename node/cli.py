@@ -92,12 +92,13 @@ def command(
         address = check_hub(reactor, settings.hub, is_fleet, os.environ)
     except HubMisconfigured as error:
         raise _Fault(USAGE, str(error)) from error
+    tls = _tls(settings)
     if check:
         click.echo(f"ok: shard {settings.node.shard}, hub {address.name}")
         return CLEAN
     if isinstance(shards, ShardRange):
         return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))
-    return _run_shard(reactor, settings, shards)
+    return _run_shard(reactor, settings, shards, tls)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -129,7 +130,7 @@ def _complain(code: int, text: str) -> int:
 # -- one shard ---------------------------------------------------------------------------------------------
 
 
-def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -> int:
+def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, tls: Any) -> int:
     from spread.hub.process import this_process
     from spread.node.hubs import open_hub
     from spread.node.shard import Shard
@@ -152,6 +153,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
         sockets=sockets,
         is_inherited=is_inherited,
         file_limit=file_limit,
+        tls=tls,
     )
     start_logging(settings.node.log_format, settings.node.log_level, sys.stderr, shard=lambda: shard.number)
     _warn_of_public_ops(settings)
@@ -171,7 +173,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard) -
         _on_signals(
             reactor,
             ask_to_stop,
-            lambda: log.info("SIGHUP: this shard has nothing to read again"),
+            tls.reload if tls else lambda: log.info("SIGHUP: this shard has nothing to read again"),
             is_patient=is_child,
         )
         try:
@@ -202,6 +204,18 @@ _SERVICES = {"text": ("text", "listen"), "http": ("node", "http"), "json": ("nod
 def _at(settings: Settings, key: tuple[str, str]) -> str:
     address: str = getattr(getattr(settings, key[0]), key[1])
     return address
+
+
+def _tls(settings: Settings) -> Any:
+    """What the public ports show; ``None`` without a certificate."""
+    if not settings.node.tls_cert:
+        return None
+    from spread.node.tls import BadCertificate, TlsContext
+
+    try:
+        return TlsContext(settings.node.tls_cert, settings.node.tls_key)
+    except BadCertificate as error:
+        raise _Fault(USAGE, str(error)) from error
 
 
 def _bind_all(settings: Settings) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from spread.node.pressure import Pressure
 from spread.node.session.text import Surroundings
 from spread.node.settings import Settings
 from spread.node.site import BoundedFactory
+from spread.node.tls import TlsContext, over_tls
 
 __all__ = ["RESERVED_FILES", "Shard", "ShardState"]
 
@@ -67,6 +68,7 @@ class Shard:
     :param sockets: bound sockets by service (``text``, ``http``); the shard takes them over.
     :param is_inherited: a parent keeps these sockets open, so waiting connections go to a successor.
     :param file_limit: open files this process may have.
+    :param tls: what the public ports show; ``None``: they do not speak TLS.
     """
 
     log = Logger("spread.node.shard")
@@ -82,6 +84,7 @@ class Shard:
         sockets: Mapping[str, Any],
         is_inherited: bool,
         file_limit: int,
+        tls: TlsContext | None = None,
     ) -> None:
         self.state = ShardState.NEW
         self.number: int | None = number
@@ -95,6 +98,7 @@ class Shard:
         self._hub = opened.hub
         self._sockets = dict(sockets)
         self._is_inherited = is_inherited
+        self._tls = tls
         self._ports: dict[str, IListeningPort] = {}
         self._ops_port: IListeningPort | None = None
         self._addresses: dict[str, str] = {}
@@ -198,7 +202,8 @@ class Shard:
         )
         factories = {"text": self._text, "http": http, "json": self._gateway.json_factory()}
         for service, sock in self._sockets.items():
-            self._ports[service] = start_listening(self._reactor, sock, factories[service])
+            factory = over_tls(self._tls, factories[service], self._reactor)
+            self._ports[service] = start_listening(self._reactor, sock, factory)
         self._sockets.clear()
         ports: dict[str, Any] = {**self._ports, "ops": self._ops_port}
         for service in ("text", "http", "json", "ops"):

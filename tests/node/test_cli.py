@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import pytest
 from spread.node.cli import _at_ports_of
 from spread.node.listen import bind
 from spread.node.settings import Settings
+from tests.hub.certificates import Authority
 
 QUIET = ("--text", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ops", "off")
 COMMAND = [sys.executable, "-m", "spread.node"]
@@ -321,6 +323,32 @@ def test_hang_up_changes_nothing(nodes: list[Node]) -> None:
     with node.connect() as first, node.connect() as second:
         node.send(signal.SIGHUP)
         node.logged("SIGHUP")
+        first.send(b"still there?\n")
+        assert second.recv(100) == b"still there?\n"
+
+
+def test_hang_up_reads_the_certificate_again(nodes: list[Node], tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    issued = authority.issue("localhost")
+    node = alone(nodes, "--tls-cert", issued.cert, "--tls-key", issued.key)
+    trusting = ssl.create_default_context(cafile=authority.ca)
+    host, _, port = node.ready()[0]["text"].rpartition(":")
+
+    def connected() -> tuple[ssl.SSLSocket, object]:
+        plain = socket.create_connection((host, int(port)), PATIENCE_SECONDS)
+        client = trusting.wrap_socket(plain, server_hostname="localhost")
+        assert "Spread Site" in client.recv(1000).decode()
+        certificate = client.getpeercert()
+        assert certificate is not None
+        return client, certificate["serialNumber"]
+
+    first, old = connected()
+    authority.issue("localhost")  # in the same files
+    node.send(signal.SIGHUP)
+    node.logged("read the certificate")
+    second, new = connected()
+    with first, second:
+        assert old != new
         first.send(b"still there?\n")
         assert second.recv(100) == b"still there?\n"
 
