@@ -47,6 +47,12 @@ class Variant:
     transport: str = "websocket"
     is_protobuf: bool = False
 
+    @property
+    def keeps_order(self) -> bool:
+        """What a client sends arrives as it was sent. Requests of their own may overtake each other: the SDK
+        does not wait for the answers."""
+        return self.transport == "websocket"
+
     def __str__(self) -> str:
         return f"{self.sdk}-{self.transport}-{'protobuf' if self.is_protobuf else 'json'}"
 
