@@ -14,6 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from spread.hub.api import HubCounters
+from spread.node.codes import DISCONNECTS, ERRORS
 
 __all__ = ["ShardCounters", "ShardMetrics"]
 
@@ -47,8 +48,8 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     held_publishers: int = 0
     pings: int = 0
     subscriptions: int = 0
-    errors: dict[int, int] = msgspec.field(default_factory=dict)
-    disconnects: dict[int, int] = msgspec.field(default_factory=dict)
+    errors: dict[int, int] = msgspec.field(default_factory=lambda: dict.fromkeys(ERRORS, 0))
+    disconnects: dict[int, int] = msgspec.field(default_factory=lambda: dict.fromkeys(DISCONNECTS, 0))
     api_calls: dict[str, int] = msgspec.field(default_factory=dict)
     """By method."""
     api_errors: dict[int, int] = msgspec.field(default_factory=dict)
@@ -83,6 +84,8 @@ _REFUSED = {
     "rate": "refused_rate",
 }
 _SHARD_LABELS = {
+    "errors": ("code", "Commands of clients answered with an error, by its code."),
+    "disconnects": ("code", "Clients of the Centrifuge protocol gone or disconnected, by the code."),
     "api_calls": ("method", "Calls of the HTTP server API, also those within a batch."),
     "api_errors": ("code", "Errors of such calls, by their code or HTTP status."),
 }
@@ -103,11 +106,14 @@ _HUB_COUNTERS = {
     "deaf_links": "Subscriber links cut because a probe did not arrive.",
     "missed_windows": "Times the hub was out of hearing.",
     "missed_seconds": "Seconds the hub was out of hearing.",
+    "repaired": "Publications filled in from the history, because the link had not brought them.",
+    "broken": "Times publications of a channel were missing and could not be had.",
     "questions": "Questions put to other shards, and to this one.",
     "unanswered": "Questions that not all shards asked have answered in time.",
 }
 _HUB_GAUGES = {
     "subscribed_channels": "Channels this shard hears.",
+    "followed_channels": "Of these, channels that keep history, whose positions are followed.",
     "journal_publications": "Publications not yet taken by the hub.",
     "journal_bytes": "Bytes of publications not yet taken by the hub.",
 }
@@ -152,18 +158,6 @@ class ShardMetrics(Collector):
             for value, number in getattr(self._shard, field).items():
                 labelled.add_metric([str(value)], number)
             yield labelled
-        for name, text, counts in (
-            ("spread_errors", "Commands answered with an error, by its code.", self._shard.errors),
-            (
-                "spread_disconnects",
-                "Clients disconnected, by the code told.",
-                self._shard.disconnects,
-            ),
-        ):
-            family = CounterMetricFamily(name, text, labels=["code"])
-            for code, count in sorted(counts.items()):
-                family.add_metric([str(code)], count)
-            yield family
         limit = GaugeMetricFamily("spread_limit", "Limits in force; 0 is none.", labels=["setting"])
         for setting, value in sorted(self._limits.items()):
             limit.add_metric([setting], value)

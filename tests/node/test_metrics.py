@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import NODEFAULT
 from msgspec.structs import fields
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,7 +33,7 @@ def test_every_field_is_exported_under_a_name_of_its_own(
 ) -> None:
     # Values that nothing else has.
     numbers = {field.name: 1000.0 + index for index, field in enumerate(fields(counters))}
-    labelled = {field.name for field in fields(counters) if field.default_factory is dict}
+    labelled = {field.name for field in fields(counters) if field.default_factory is not NODEFAULT}
     filled = counters(
         **{name: {7: number} if name in labelled else number for name, number in numbers.items()}  # type: ignore[arg-type]
     )
@@ -58,6 +59,8 @@ def test_gauges_and_counters() -> None:
         "spread_clients",
         "spread_inbox_bytes",
         "spread_limit",
+        "spread_subscriptions",
+        "spread_hub_followed_channels",
         "spread_hub_subscribed_channels",
         "spread_hub_journal_publications",
         "spread_hub_journal_bytes",
@@ -77,7 +80,7 @@ def test_numbers_are_read_when_they_are_asked_for() -> None:
 def test_refusals_have_a_reason() -> None:
     samples = exported(ShardMetrics(ShardCounters(refused_full=1, refused_hub=2), HubCounters()))
     refused = {sample.labels["reason"]: sample.value for sample in samples["spread_refused"].samples}
-    assert refused == {"full": 1, "address": 0, "hub": 2, "http": 0}
+    assert refused == {"full": 1, "address": 0, "hub": 2, "http": 0, "rate": 0}
 
 
 def test_limits() -> None:

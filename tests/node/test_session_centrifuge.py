@@ -971,7 +971,7 @@ def test_who_does_not_read_is_slow_and_nobody_else_notices() -> None:
         bob.asks(publish={"channel": "a", "data": "x" * 4000})
         city.turn(0.1)
     assert slow.session.state is SessionState.CLOSING
-    assert city.shards[0].counters.disconnects == {3008: 1}
+    assert city.shards[0].counters.disconnects[3008] == 1
     assert bob.closed is None
 
 
@@ -991,7 +991,7 @@ def test_what_is_left_behind_is_nothing() -> None:
     shard = city.shards[0]
     assert (len(shard.clients.sessions), shard.clients.users, shard.counters.clients) == (0, 0, 0)
     assert (len(shard.channels), shard.counters.subscriptions) == (0, 0)
-    assert shard.counters.disconnects == {3000: 1}
+    assert {code for code, count in shard.counters.disconnects.items() if count} == {3000}
     assert city.guest().asks(presence_stats={"channel": "b"})["presence_stats"]["num_clients"] == 0
 
 
