@@ -32,6 +32,7 @@ class Stream:
         self._transport = transport
         self._reader = reader
         self._writer = writer
+        self.headers: Headers = {}
         self.session = ""
         self.node = ""
 
@@ -52,6 +53,7 @@ class Stream:
         assert status == 200, (status, headers)
         assert headers.get("transfer-encoding") == "chunked", headers
         stream = cls(transport, reader, writer)
+        stream.headers = headers
         stream.replies = stream._replies()
         reply = await anext(stream.replies)
         stream.session, stream.node = reply["connect"]["session"], reply["connect"]["node"]
