@@ -12,7 +12,7 @@ from spread.node.flags import FLAGS
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_FLAGS = {
-    *("--check", "--config", "--print-config", "--help", "--version"),  # spread-node
+    *("--check", "--config", "--lenient-config", "--print-config", "--help", "--version"),  # spread-node
     *("--channel", "--hello", "--host", "--once", "--port", "--stay"),  # spread chat
 }
 OTHER_COMMANDS = re.compile(r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly)\b")
@@ -46,8 +46,10 @@ def test_flags_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_variables_exist(document: Path) -> None:
     known = {flag.variable for flag in FLAGS} | {"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK"}
+    known.add("SPREAD_LENIENT_CONFIG")
     for variable in re.findall(r"\bSPREAD_[A-Z_]+\b", document.read_text()):
-        assert variable in known, variable
+        # An option of a namespace, whose name is the user's.
+        assert variable in known or variable.startswith("SPREAD_CHANNEL_NAMESPACES_"), variable
 
 
 @pytest.mark.parametrize("name", ["architecture.md"])
