@@ -89,9 +89,6 @@ def test_requests_of_a_client_that_is_gone(shards: Shards) -> None:
     async def scenario() -> None:
         stream = await Stream.opened(shards.ports[0], "http_stream", {"token": shards.token("somebody")})
         poster = Poster(shards.ports[1], stream)
-        # The connection ends with the stream. An HTTP client that is not told so sends the next request of
-        # anybody over it, which then fails.
-        assert stream.headers["connection"].lower() == "close"
         try:
             shards.api("disconnect", 1, user="somebody", disconnect={"code": 4_444, "reason": "gone"})
             last: dict[str, Any] = {}
@@ -105,5 +102,8 @@ def test_requests_of_a_client_that_is_gone(shards: Shards) -> None:
         finally:
             await poster.close()
             await stream.close()
+        # The connection ends with the stream. An HTTP client that is not told so sends the next request of
+        # anybody over it, which then fails.
+        assert stream.headers["connection"].lower() == "close"
 
     asyncio.run(scenario())
