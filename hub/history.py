@@ -1,7 +1,7 @@
 """What Redis keeps of channels: read in one step with the position it belongs to, and removed.
 
 One script gives the top and the entries of the same moment; with a channel that is not kept yet it begins
-the epoch. A read of one entry costs the shard 35 µs, 3 µs each further one.
+the epoch. A read of the position costs the shard 40 µs, each entry 1.2 µs more.
 """
 
 from __future__ import annotations

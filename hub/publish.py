@@ -30,7 +30,8 @@ position of the first: so nothing is kept twice either.
 
 An announcement (joined, left) goes the same way at most once: when its connection breaks it fails.
 
-Cost on the shard, all of it, from ``RedisHub.publish`` to its Deferred: 14 µs plain, 26 µs kept.
+Cost on the shard, all of it, from ``RedisHub.publish`` to its Deferred, 400 at a time: 4.0 µs plain, 5.0 µs
+with an idempotency key, 6.9 µs kept, 7.3 µs kept with a ``ClientInfo``. A kept one costs Redis 5.6 µs.
 
 Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes``; one more is refused
 with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -330,6 +331,23 @@ class Following(_OnValkey):
         await speaker.publish("a", b"x", history=KEPT)
         await shard.hears("a", [b"x"])
         self.assertEqual(shard.hub.counters.subscribed_channels, 1)
+
+    async def test_the_acl_rule_of_the_documentation_allows_it(self) -> None:
+        text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+        [rule] = [line for line in text.splitlines() if line.startswith("ACL SETUSER")]
+        self.server.command(*rule.replace("PASSWORD", "x").split())
+        shard = await self.shard(f"redis://spread:x@127.0.0.1:{self.server.port}")
+        await shard.hub.subscribe("a", KEPT)
+        for version in (1, 1, 2):
+            await shard.publish("a", b"x", history=KEPT, idempotency_key=str(version), version=version)
+        await shard.publish("a", b"y", idempotency_key="y")
+        self.server.command("SET", STREAM, "in the way")
+        await shard.publish("a", b"x", history=KEPT)
+        await shard.hears("a", [b"x", b"x", b"y", b"x"])
+        await shard.hub.history("a", KEPT, limit=1, reverse=True)
+        await shard.hub.history("a", KEPT, limit=1)
+        await shard.hub.remove_history("a")
+        self.assertEqual(self.server.command("ACL", "LOG"), [])
 
     async def test_foreign_messages(self) -> None:
         shard = await self.shard()
