@@ -105,6 +105,16 @@ def test_an_unknown_key_of_a_file_names_the_nearest(tmp_path: Path) -> None:
     assert "unknown key text.mesage_max_bytes; did you mean text.message_max_bytes?" in line
 
 
+def test_what_spread_does_not_have_is_an_error_or_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "centrifugo.json"
+    file.write_text('{"admin": {"enabled": true}, "client": {"token": {"hmac_secret_key": "s3cr3t"}}}')
+    arguments = ("--config", str(file), "--hub", "memory:", "--shard", "0", "--check")
+    words = f"{file}: Spread does not have admin; take this out, or pass over it with --lenient-config\n"
+    assert complaint(2, *arguments) == f"spread-node: error: {words}"
+    for done in (ran(*arguments, "--lenient-config"), ran(*arguments, SPREAD_LENIENT_CONFIG="true")):
+        assert (done.returncode, done.stderr) == (0, f"spread-node: warning: {words}")
+
+
 def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("nothing of the kind")
