@@ -11,6 +11,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Any
 
+from twisted.protocols.basic import LineReceiver
 from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
 
@@ -35,6 +36,13 @@ _TOO_LARGE = (
 
 class _Channel(HTTPChannel):
     """HTTP/1 alone, and a peer cannot make it raise."""
+
+    def dataReceived(self, data: bytes) -> None:
+        # Not for each byte, as HTTPChannel does: who sends one now and then would keep a connection for ever.
+        # The time for a request begins with it.
+        if not self.requests and not self._buffer:
+            self.resetTimeout()  # type: ignore[no-untyped-call]
+        LineReceiver.dataReceived(self, data)
 
     def headerReceived(self, line: bytes) -> bool:
         # Python refuses to read a number of more than 4300 digits, and Twisted does not expect that.

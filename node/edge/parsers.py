@@ -66,8 +66,11 @@ class Parsers:
         return parser
 
     def give_back(self, parser: ServerProtocol) -> ServerProtocol | None:
-        """``None`` if the parser was taken back; the parser if its connection must keep it."""
-        if parser.state is not State.OPEN or parser.current_size is not None or parser.reader.buffer:
+        """``None`` if the parser was taken back; the parser if its connection must keep it.
+
+        It must be between two messages; whether it is between two frames is seen here.
+        """
+        if parser.state is not State.OPEN or parser.reader.buffer:
             return parser
         # Where its coroutines wait is the only thing that tells whether a frame has begun. If ``websockets``
         # changes there, each connection keeps its parser, and all is well but for the memory.

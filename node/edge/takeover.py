@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 
 __all__ = ["Recipient", "take_over"]
+
+_log = Logger("spread.node.edge.takeover")
 
 
 class Recipient(Protocol):
@@ -65,7 +68,12 @@ def take_over(request: Request, protocol: Recipient) -> bool:
     if taken_over is not None:
         taken_over()
     transport.resumeProducing()  # the channel pauses it when much comes while it handles a request
-    protocol.makeConnection(transport)
-    if came:
-        protocol.dataReceived(came)
+    try:
+        protocol.makeConnection(transport)
+        if came:
+            protocol.dataReceived(came)
+    except Exception:
+        # As a transport does it: the fault must not get at what is left of the request.
+        _log.failure("a protocol that took over from HTTP")
+        transport.abortConnection()
     return True

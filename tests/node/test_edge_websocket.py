@@ -24,7 +24,7 @@ from spread.node.edge.codecs import JSON_WEBSOCKET, PROTOBUF_WEBSOCKET
 from spread.node.edge.websocket import REFUSALS_SECONDS, websocket_resource
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.settings import ClientSettings, Settings, WebSocketSettings
-from spread.node.site import BoundedFactory, quiet_site
+from spread.node.site import IDLE_SECONDS, BoundedFactory, quiet_site
 from tests.node.edges import FakeSession, FakeSessions, SocketTransport
 
 reactor = cast(Any, global_reactor)
@@ -248,6 +248,19 @@ def test_a_connection_that_cannot_be_taken_gives_its_place_back() -> None:
     desk.sessions.admit = admit  # type: ignore[method-assign]
     desk.asks()
     assert desk.sessions.opened == [] and desk.sessions.admitted == 0
+
+
+def test_a_handshake_that_takes_its_time() -> None:
+    desk = Desk()
+    transport = SocketTransport()
+    protocol: Any = desk.site.buildProtocol(IPv4Address("TCP", "192.0.2.7", 1))
+    protocol.makeConnection(transport)
+    for byte in b"GET /connection/websocket HTTP/1.1\r\nHost: here\r\n" + b"X: y\r\n" * 100:
+        protocol.dataReceived(bytes([byte]))
+        desk.clock.advance(1)
+        if transport.disconnecting:
+            break
+    assert transport.disconnecting and desk.clock.seconds() <= IDLE_SECONDS + 1
 
 
 # -- compression -------------------------------------------------------------------------------------------

@@ -208,6 +208,22 @@ def test_a_connection_that_is_ending_cannot_be_taken() -> None:
     assert (desk.resource.results, desk.resource.taker.told) == ([False], [])
 
 
+class Failing(TestCase):
+    def test_a_protocol_that_fails_is_cut_off(self) -> None:
+        for method in ("connectionMade", "dataReceived"):
+            desk = Desk()
+            taker = desk.resource.taker
+
+            def fail(*_: object) -> None:
+                raise RuntimeError("a fault of ours")
+
+            setattr(taker, method, fail)
+            desk.transport.abortConnection = desk.transport.loseConnection  # type: ignore[method-assign]
+            desk.receive(REQUEST + b"x")
+            self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+            self.assertEqual(taker.told[-1], "lost")
+
+
 class RealSockets(TestCase):
     """With the reactor's own transports, from which a takeover must be invisible to the peer."""
 
