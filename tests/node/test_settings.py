@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -83,7 +84,8 @@ def sections(section: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
 
 
 def test_sections_cannot_be_changed_or_misspelled() -> None:
-    for section in [*sections(Settings), Namespace]:
+    every: list[Any] = [*sections(Settings), Namespace]
+    for section in every:
         config = section.__struct_config__
         assert config.frozen and config.forbid_unknown_fields
 
