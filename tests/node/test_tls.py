@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import pytest
@@ -187,18 +188,15 @@ class OverTls(TestCase):
     timeout = 30
 
     def setUp(self) -> None:
-        self.authority = Authority(Path(self.mktemp_directory()))
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.authority = Authority(Path(directory.name))
         self.issued = self.authority.issue("localhost", "127.0.0.1")
         self.context = TlsContext(self.issued.cert, self.issued.key)
         self.sessions = FakeSessions(reactor)
         self.sessions.on_open = lambda session: setattr(
             session, "on_frame", lambda frame: session.say(frame.upper())
         )
-
-    def mktemp_directory(self) -> str:
-        path = Path(self.mktemp())
-        path.mkdir(parents=True)
-        return str(path)
 
     def listen(self, factory: Any) -> int:
         sock = bind("127.0.0.1", 0)
