@@ -88,15 +88,16 @@ def stream_of(
     def pack_chunk(several: Sequence[bytes]) -> bytes:
         return chunk(pack(several)) if several else b""  # an empty chunk is the last one
 
+    # The connection ends with the stream. A client that was told "keep-alive", as the reference server tells
+    # it, may send another request on it in that very moment, and take its failure for one of the network.
+    head += b"Connection: close\r\n"
     chunked = Stream(
         codec_of(transport, protocol, frame_chunk, pack_chunk),
-        head + b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n",
+        head + b"Transfer-Encoding: chunked\r\n",
         chunk(start) if start else b"",
         LAST_CHUNK,
     )
-    bare = Stream(
-        codec_of(f"{transport}/1.0", protocol, frame, pack), head + b"Connection: close\r\n", start, b""
-    )
+    bare = Stream(codec_of(f"{transport}/1.0", protocol, frame, pack), head, start, b"")
     return chunked, bare
 
 

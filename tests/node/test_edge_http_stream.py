@@ -48,7 +48,7 @@ class Streaming(StreamCase):
         answer = await self.streams(peer, reply(1) + b"\n")
         self.assertEqual(answer.status, 200)
         self.assertLessEqual(NEVER_STORED.items(), answer.headers.items())
-        self.assertEqual(answer.headers["connection"], "keep-alive")
+        self.assertEqual(answer.headers["connection"], "close")
         self.assertEqual(answer.headers["transfer-encoding"], "chunked")
         self.assertNotIn("access-control-allow-origin", answer.headers)
         self.assertNotIn("content-length", answer.headers)

@@ -66,7 +66,7 @@ class Events(StreamCase):
             self.assertTrue(is_clean(await peer.ended()))
             answer = Answer(peer.heard)
             self.assertEqual(answer.body, START + event(reply(1)) + event(last_words(codes.SHUTDOWN)))
-            self.assertEqual(answer.headers["connection"], "keep-alive" if version == "1.1" else "close")
+            self.assertEqual(answer.headers["connection"], "close")
             self.assertEqual("transfer-encoding" in answer.headers, version == "1.1")
 
     async def test_commands_in_a_body(self) -> None:
