@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from contextlib import ExitStack
@@ -300,6 +301,12 @@ def test_an_offer_that_cannot_be_read() -> None:
 # -- real sockets ------------------------------------------------------------------------------------------
 
 
+HEAD = (
+    f"GET /{PATH} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+).encode()
+
+
 class RealClients(TestCase):
     """``websockets`` as the client, in a thread; and raw bytes."""
 
@@ -452,13 +459,17 @@ class RealClients(TestCase):
                 assert got == b"" or got.startswith(b"HTTP/1.1 400 ")
         self.assertEqual(self.sessions.opened, [])
 
+    async def test_answers_to_requests_before_the_handshake_are_not_overtaken(self) -> None:
+        self.serve()
+        self.sessions.on_open = lambda session: session.say(b"at once")
+        got = await self.raw(b"GET /nothing HTTP/1.1\r\nHost: here\r\n\r\n" * 5 + HEAD + b"\x88\x80\0\0\0\0")
+        answers, _, frames = got.rpartition(b"\r\n\r\n")
+        self.assertEqual(re.findall(rb"HTTP/1.1 (\d+) ", answers), [b"404"] * 5 + [b"101"])
+        self.assertEqual(frames, b"\x81\x07at once\x88\x00")
+
     async def test_random_bytes_behind_a_handshake(self) -> None:
         self.serve()
-        head = (
-            f"GET /{PATH} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        ).encode()
-        got = await self.raw(head + b"\xff" * 300_000)
+        got = await self.raw(HEAD + b"\xff" * 300_000)
         _, _, frames = got.partition(b"\r\n\r\n")
         self.assertEqual(struct.unpack("!H", frames[2:4]), (1002,))
         self.assertEqual([each.code for each in self.sessions.last.ended], [1002])
