@@ -6,19 +6,27 @@ error says what is wrong.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import signal
 import sys
+import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.internet.posixbase import PosixReactorBase
+
     from spread.client.chat import ChatSettings
+    from spread.client.terminal import Screen
 
 __all__ = ["main", "spread"]
 
@@ -43,6 +51,11 @@ def spread(context: click.Context) -> None:
       spread-node --shard 0
       spread chat alice
       spread chat bob
+
+    \b
+    Or over the Centrifuge protocol, which browsers and games speak too:
+      spread tail news
+      spread publish news '{"text": "hello"}'
 
     "spread COMMAND --help" tells more about a command.
     """
@@ -138,12 +151,35 @@ def chat(name: str, host: str, port: int, channel: str, hello: float | None, sta
 
 def _run_chat(host: str, port: int, settings: ChatSettings) -> int:
     """Run the reactor until the chat ends; gives the exit code."""
+
+    def started(reactor: PosixReactorBase, screen: Screen) -> _Running:
+        from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+
+        from spread.client.chat import ChatClient
+        from spread.client.terminal import StdinReader
+
+        client = ChatClient(
+            reactor,
+            partial(connectProtocol, HostnameEndpoint(reactor, host, port, CONNECT_SECONDS)),
+            screen,
+            StdinReader(0, reactor.callFromThread, is_terminal=os.isatty(0)),
+            settings,
+        )
+        return client.start, client.stop, client.done
+
+    return _run(started)
+
+
+_Running = tuple[Callable[[], None], "Callable[[], Deferred[None]]", "Deferred[int]"]
+"""How to start, how to stop, and what fires with the exit code."""
+
+
+def _run(started: Callable[[PosixReactorBase, Screen], _Running]) -> int:
+    """Run the reactor until what was started is done; gives the exit code."""
     from twisted.internet import reactor as global_reactor
-    from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
     from twisted.internet.posixbase import PosixReactorBase
 
-    from spread.client.chat import ChatClient
-    from spread.client.terminal import Screen, StdinReader
+    from spread.client.terminal import Screen
 
     reactor = cast(PosixReactorBase, global_reactor)
     exit_code = 0
@@ -160,7 +196,7 @@ def _run_chat(host: str, port: int, settings: ChatSettings) -> int:
         stopping = True
         # A name that is being looked up can hold up the stop; the next Ctrl-C does not wait for it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        return client.stop()
+        return stop()
 
     with open(1, "wb", buffering=0, closefd=False) as out, open(2, "wb", buffering=0, closefd=False) as err:
         screen = Screen(
@@ -170,18 +206,265 @@ def _run_chat(host: str, port: int, settings: ChatSettings) -> int:
             err_is_terminal=os.isatty(2),
             encoding=sys.stdout.encoding if sys.stdout is not None else "utf-8",
         )
-        client = ChatClient(
-            reactor,
-            partial(connectProtocol, HostnameEndpoint(reactor, host, port, CONNECT_SECONDS)),
-            screen,
-            StdinReader(0, reactor.callFromThread, is_terminal=os.isatty(0)),
-            settings,
-        )
-        client.done.addCallback(ended)
+        start, stop, done = started(reactor, screen)
+        done.addCallback(ended)
         reactor.addSystemEventTrigger("before", "shutdown", before_shutdown)
-        reactor.callWhenRunning(client.start)
+        reactor.callWhenRunning(start)
         reactor.run()
     return exit_code
+
+
+# Over the Centrifuge protocol.
+
+_url_option = click.option(
+    "--url",
+    default="ws://127.0.0.1:8000/connection/websocket",
+    show_default=True,
+    help="The server: ws://, wss://, or tcp://HOST:PORT.",
+)
+_token_option = click.option(
+    "--token", default="", envvar="SPREAD_TOKEN", metavar="JWT", help="Connection token.  [env: SPREAD_TOKEN]"
+)
+_protobuf_option = click.option("--protobuf", is_flag=True, help="Speak Protobuf instead of JSON.")
+
+
+def _client(reactor: Any, url: str, token: str, protobuf: bool) -> Any:
+    """:raises click.BadParameter: the URL or the token makes no sense."""
+    from spread.client.client import Client
+
+    try:
+        return Client(
+            reactor, url, token=token, protocol="protobuf" if protobuf else "json", name="spread-cli"
+        )
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint="'--url' or '--token'") from None
+
+
+def _channel(_context: click.Context, _param: Param, value: str) -> str:
+    if not value:
+        raise click.BadParameter("a channel is empty.")
+    try:
+        value.encode()
+    except UnicodeError:
+        raise click.BadParameter("a channel is not UTF-8.") from None
+    return value
+
+
+def _channels(context: click.Context, param: Param, value: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_channel(context, param, each) for each in value))
+
+
+def _position(_context: click.Context, _param: Param, value: str | None) -> tuple[str, int] | None:
+    """``EPOCH:OFFSET``, or ``all``, which is offset 0 of whatever epoch."""
+    if value is None:
+        return None
+    if value == "all":
+        return "", 0
+    epoch, colon, offset = value.rpartition(":")
+    if not colon or not re.fullmatch("[0-9]{1,20}", offset) or int(offset) >= 2**64:
+        raise click.BadParameter(f"{value!r} is neither EPOCH:OFFSET nor all.")
+    return epoch, int(offset)
+
+
+@spread.command()
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...", callback=_channels)
+@_url_option
+@_token_option
+@_protobuf_option
+@click.option(
+    "--since",
+    metavar="EPOCH:OFFSET|all",
+    callback=_position,
+    help="Begin after this position of the history, or with all there is.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Show whole events, not only their data.")
+@click.option("--join-leave", is_flag=True, help="Tell who comes and goes.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N publications.")
+def tail(
+    channels: tuple[str, ...],
+    url: str,
+    token: str,
+    protobuf: bool,
+    since: tuple[str, int] | None,
+    as_json: bool,
+    join_leave: bool,
+    count: int | None,
+) -> int:
+    """Show what is published in channels.
+
+    Each publication is one line of JSON on standard output: its data as it was published. What happens to
+    the connection goes to standard error. Ctrl-C ends.
+
+    \b
+    Examples:
+      spread tail news                          data, as it comes
+      spread tail news sport --json             events: channel, offset, data, info, tags
+      spread tail news --since all              what the server has kept, then what comes
+      spread tail news --since qWvNaRtx:41      from where another run ended
+      spread tail news --count 1                the next one
+      spread tail lobby --join-leave            and who comes and goes
+      spread tail news --json | jq .data.text   with other tools
+      SPREAD_TOKEN=$(spread token --user me) spread tail '#me'
+
+    When the connection is lost it is made again; what was published meanwhile is shown then, if the
+    server keeps a history of the channel, and if not all of it can be had, you are told.
+
+    Data that is no JSON (over Protobuf) is shown as a string, or as {"base64": ...} if it is no text. On
+    a terminal, control characters are shown as ^[ or <9b>.
+
+    Exit codes: 0 on Ctrl-C, after --count, or when standard output is no longer read; 1 when the server
+    refuses, with its code and what to do; 2 for wrong usage.
+    """
+    if since is not None and since[0] and len(channels) > 1:
+        raise click.UsageError("--since EPOCH:OFFSET is a position of one channel; several take --since all.")
+
+    def started(reactor: PosixReactorBase, screen: Screen) -> _Running:
+        from spread.client.tail import Tail, TailSettings, place_of
+        from spread.node.wire.messages import StreamPosition
+
+        settings = TailSettings(
+            channels=channels,
+            since=None if since is None else StreamPosition(since[1], since[0]),
+            json=as_json,
+            join_leave=join_leave,
+            count=count,
+            place=place_of(url),
+        )
+        shown = Tail(_client(reactor, url, token, protobuf), screen, settings)
+        return shown.start, shown.stop, shown.done
+
+    return _run(started)
+
+
+@spread.command()
+@click.argument("channel", callback=_channel)
+@click.argument("data")
+@_url_option
+@_token_option
+@_protobuf_option
+@click.option("--api", metavar="URL", help="Publish through the server API at URL instead.")
+@click.option(
+    "--key", default="", envvar="SPREAD_API_KEY", metavar="KEY", help="Of the API.  [env: SPREAD_API_KEY]"
+)
+def publish(channel: str, data: str, url: str, token: str, protobuf: bool, api: str | None, key: str) -> int:
+    """Publish DATA in CHANNEL, and wait until the server has taken it.
+
+    DATA is published as it is if it is JSON, and else as a JSON string. "-" reads lines of standard
+    input and publishes each, in order; empty ones are skipped.
+
+    \b
+    Examples:
+      spread publish news '{"text": "hello"}'   an object
+      spread publish news 42                    a number
+      spread publish news hello                 the string "hello"
+      ./measure | spread publish load -         a line at a time
+      spread publish news hi --api http://127.0.0.1:8000/api --key KEY
+
+    As a client (--url) you need the server's permission to publish in the channel; with the key of the
+    server API (--api) you may publish in any.
+
+    Exit codes: 0 when all was published; 1 when something was not, or may not have been: that ends it;
+    2 for wrong usage.
+    """
+    from spread.client.payloads import payload_of
+
+    first: list[bytes] = []
+    if data != "-":
+        try:
+            first.append(payload_of(data.encode()))
+        except UnicodeError:
+            raise click.BadParameter("it is not UTF-8.", param_hint="'DATA'") from None
+    if api is not None and not re.match(r"https?://[^/\s]", api):
+        raise click.BadParameter(f"{api!r} begins with neither http:// nor https://.", param_hint="'--api'")
+    if not key.isascii() or not key.isprintable():
+        raise click.BadParameter("a key is printable ASCII.", param_hint="'--key'")
+
+    def started(reactor: PosixReactorBase, screen: Screen) -> _Running:
+        from spread.client.publishing import Publishing, Sink
+        from spread.client.sinks import ApiSink, ClientSink
+        from spread.client.terminal import StdinReader
+
+        sink: Sink
+        if api is not None:
+            sink = ApiSink(reactor, api, key, channel)
+        else:
+            sink = ClientSink(_client(reactor, url, token, protobuf), channel)
+        source = None if first else StdinReader(0, reactor.callFromThread, is_terminal=os.isatty(0))
+        publishing = Publishing(sink, source, first, lambda text: screen.status(f"spread: error: {text}"))
+        return publishing.start, publishing.stop, publishing.done
+
+    return _run(started)
+
+
+def _json_value(_context: click.Context, _param: Param, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no JSON.") from None
+
+
+def _utf8(_context: click.Context, _param: Param, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeError:
+        raise click.BadParameter("it is not UTF-8.") from None
+    return value
+
+
+@spread.command()
+@click.option("--user", required=True, callback=_utf8, metavar="USER", help='Whose token; "" is nobody\'s.')
+@click.option("--channel", default="", callback=_utf8, help="A subscription token, for this channel.")
+@click.option(
+    "--ttl",
+    default=3600,
+    show_default=True,
+    type=click.IntRange(0, 10**10),
+    metavar="SECONDS",
+    help="How long it is good for; 0 is for ever.",
+)
+@click.option("--info", callback=_json_value, metavar="JSON", help="What others are shown of the user.")
+@click.option(
+    "--secret-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Holds nothing but the secret.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The server's configuration, TOML or JSON: client.token.hmac_secret_key.",
+)
+def token(user: str, channel: str, ttl: int, info: Any, secret_file: Path | None, config: Path | None) -> int:
+    """Make a token (JWT, HS256) for a connection, or for a subscription.
+
+    The secret is that of the server, client.token.hmac_secret_key. It comes from --secret-file, else from
+    --config, else from the environment variable SPREAD_CLIENT_TOKEN_HMAC_SECRET_KEY; not from the command
+    line, where everybody on this machine could read it.
+
+    \b
+    Examples:
+      spread token --user 17                                 a connection token, for an hour
+      spread token --user 17 --config spread.toml            with the secret of the server's file
+      spread token --user 17 --channel '$chat:7'             a subscription token
+      spread token --user 17 --info '{"name": "Ann"}'        others see the name
+      spread tail news --token "$(spread token --user 17)"   used at once
+
+    Whoever has the token can connect as that user until it expires.
+    """
+    from spread.client.minting import SecretError, secret_from, signed_token
+
+    try:
+        secret = secret_from(os.environ, secret_file=secret_file, config=config)
+    except SecretError as error:
+        click.echo(f"spread: error: {error}", err=True)
+        return 1
+    issued_at = int(time.time())
+    made = signed_token(secret, user=user, channel=channel, info=info, issued_at=issued_at, ttl_seconds=ttl)
+    click.echo(made)
+    return 0
 
 
 def _open_standard_descriptors() -> None:

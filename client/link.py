@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, TypeVar, cast
 from typing import Protocol as Interface
-from typing import TypeVar, cast
 
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from spread.client import codes
@@ -370,7 +370,7 @@ class Link:
         )
         self._timer = self.clock.callLater(settings.connect_seconds, self._not_opened)
         self._transport = transport
-        dialing = cast(Deferred[FrameTransport], connectProtocol(settings.endpoint, transport))
+        dialing: Deferred[FrameTransport] = cast(Any, settings.endpoint).connect(_Once(transport))
         self._dialing = dialing
         dialing.addCallbacks(self._dialed, self._not_dialed, callbackArgs=(dialing,), errbackArgs=(dialing,))
         dialing.addErrback(log_failure)
@@ -531,6 +531,18 @@ class Link:
 
     def _not_pinged(self) -> None:
         self._leave(codes.NO_PING, reconnect=True)
+
+
+class _Once(Factory):
+    """Connects one transport, and does not log it."""
+
+    noisy = False
+
+    def __init__(self, transport: FrameTransport) -> None:
+        self._transport = transport
+
+    def buildProtocol(self, addr: object) -> FrameTransport:
+        return self._transport
 
 
 def _no_connection_in_time(value: object, seconds: float) -> object:
