@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from spread.hub.api import ShardIdentity
+from spread.hub.api import Format, History, Publication, PublishOptions, ShardIdentity
 from spread.hub.errors import HubUnavailable
 from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.process import this_process
@@ -127,3 +127,86 @@ def test_stopping_leaves_no_timer() -> None:
     hub.publish("c1", b"y", 1, 0).addErrback(lambda failure: failure.trap(HubUnavailable))
     hub.stop()
     assert clock.getDelayedCalls() == []
+
+
+# -- streams by a clock --------------------------------------------------------------------------------
+
+
+def _kept(hub: MemoryHub, channel: str, data: bytes, history: History, **more: Any) -> Any:
+    taken: list[Any] = []
+    options = PublishOptions(history=history, **more)
+    hub.publish(channel, data, Format.JSON, 0, options).addCallback(taken.append)
+    return taken[0]
+
+
+def test_nothing_is_kept_for_ever() -> None:
+    clock = Clock()
+    exchange = Exchange(clock)
+    hub, _ = _started(exchange)
+    history = History(size=3, ttl_seconds=10, meta_ttl_seconds=100)
+    for number in range(50):
+        _kept(hub, f"c{number}", b"x", history, idempotency_key="k")
+        clock.advance(1.0)
+    streams = exchange.streams
+    assert len(streams._kept) == 50 and len(streams._results) == 50
+    assert sum(len(kept.entries) for kept in streams._kept.values()) <= 11
+    clock.advance(60.0)
+    assert _kept(hub, "c0", b"y", history, idempotency_key="k").offset == 1, "its result is remembered"
+    assert len(streams._kept) < 50
+    clock.advance(300.0)
+    _kept(hub, "last", b"x", history)
+    assert list(streams._kept) == ["last"] and streams._results == {} and len(streams._due) == 1
+    hub.stop()
+    assert clock.getDelayedCalls() == []
+
+
+def test_the_times_of_a_channel_may_change() -> None:
+    clock = Clock()
+    exchange = Exchange(clock)
+    hub, _ = _started(exchange)
+    first = _kept(hub, "a", b"1", History(5, 100, 1000))
+    _kept(hub, "a", b"2", History(5, 2, 4))
+    clock.advance(3.0)
+    assert exchange.streams.read("a", History(5, 2, 4), None, -1, False).publications == []
+    clock.advance(5.0)
+    assert exchange.streams.position("a", History(5, 2, 4)).epoch != first.epoch
+    clock.advance(2000.0)
+    _kept(hub, "b", b"x", History(5, 2, 4))
+    assert len(exchange.streams._kept) == len(exchange.streams._due) == 1
+
+
+def test_a_cut_loses_what_is_on_its_way_and_repairs_it_where_it_is_kept() -> None:
+    clock = Clock()
+    exchange = Exchange(clock)
+    hub, receiver = _started(exchange)
+    history = History(5, 60, 600)
+    hub.subscribe("a", history)
+    hub.subscribe("b")
+    _kept(hub, "a", b"1", history)
+    hub.publish("b", b"plain", Format.JSON, 0)
+    exchange.cut()
+    other = Publication(b"2", 1, b"another ", 0)
+    exchange.take("a", other, PublishOptions(history=history))
+    exchange.restore()
+    clock.advance(0)
+    assert receiver.on("a") == [b"1", b"2"] and receiver.on("b") == []
+    assert hub.counters.repaired == 2
+    exchange.cut()
+    for number in range(10):
+        exchange.take("a", Publication(b"%d" % number, 1, b"another ", 0), PublishOptions(history=history))
+    exchange.restore()
+    clock.advance(0)
+    assert receiver.offsets("a") == [1, 2, 8, 9, 10, 11, 12] and hub.counters.broken == 1
+
+
+def test_who_follows_later_leaves_the_others_what_is_on_its_way() -> None:
+    clock = Clock()
+    hub, receiver = _started(Exchange(clock))
+    history = History(5, 60, 600)
+    positions: list[Any] = []
+    hub.subscribe("a")
+    _kept(hub, "a", b"1", history)
+    hub.subscribe("a", history).addCallback(positions.append)
+    _kept(hub, "a", b"2", history)
+    clock.advance(0)
+    assert [position.offset for position in positions] == [0] and receiver.offsets("a") == [1, 2]

@@ -9,12 +9,24 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 from twisted.internet.task import Clock
 
-from spread.hub.api import Format, HubCounters
+from spread.hub.api import (
+    ClientInfo,
+    Format,
+    History,
+    HubCounters,
+    Joined,
+    Left,
+    Position,
+    Publication,
+    PublishOptions,
+)
 from spread.hub.envelope import KIND_PUBLICATION, unpack
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.publish import Journal, JournalLimits
+from spread.hub.scripts import script
 from tests.hub.scripted import Outcome, noperm
 
 SHARD = bytes.fromhex("00000000000000aa")
@@ -256,6 +268,186 @@ def test_one_made_between_cut_and_loss_comes_after_those_before_the_cut(stage: S
     stage.down()
     stage.publish(b"four")
     assert stage.up().sent == [(1, b"one"), (2, b"two"), (3, b"three"), (4, b"four")]
+
+
+# -- what is kept, and what is published once ------------------------------------------------------------
+
+KEPT = PublishOptions(history=History(10, 20, 30))
+POSITION = b"0000000000000007abcdefgh"
+
+
+class ScriptLane:
+    """A connection that notes the commands as they are."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[Any]] = []
+        self.waiting: deque[Any] = deque()
+
+    def submit(self, waiter: Any, *command: Any) -> None:
+        self.commands.append(list(command))
+        self.waiting.append(waiter)
+
+    def says(self, *replies: Any) -> None:
+        for reply in replies:
+            waiter = self.waiting.popleft()
+            if isinstance(reply, str):
+                waiter.errback(ReplyError(reply))
+            else:
+                waiter.callback(reply)
+
+    def lost(self) -> None:
+        while self.waiting:
+            self.waiting.popleft().errback(LinkLost("there", "cut"))
+
+
+def scripted(stage: Stage) -> ScriptLane:
+    lane = ScriptLane()
+    stage.journal.link_up(lane)  # type: ignore[arg-type]
+    return lane
+
+
+def kept(stage: Stage, data: bytes, **more: Any) -> Outcome:
+    options = structs.replace(KEPT, **more)
+    keys = (b"meta", b"stream", b"result") if options.idempotency_key else (b"meta", b"stream")
+    return Outcome(stage.journal.publish(b"ch", data, Format.JSON, 7, options, keys))
+
+
+def once(stage: Stage, data: bytes) -> Outcome:
+    options = PublishOptions(idempotency_key="k")
+    return Outcome(stage.journal.publish(b"ch", data, Format.JSON, 7, options, (b"result",)))
+
+
+def test_a_kept_one_is_a_script_and_has_a_position(stage: Stage) -> None:
+    lane = scripted(stage)
+    info = ClientInfo("u", "c")
+    outcomes = [
+        kept(stage, b"1", info=info, version=5, version_epoch="e"),
+        kept(stage, b"2", idempotency_key="k"),
+    ]
+    source, digest = script("publish")
+    first, second = lane.commands
+    assert first[:6] == [b"EVAL", source, 2, b"meta", b"stream", b"ch"]
+    assert second[:7] == [b"EVALSHA", digest, 3, b"meta", b"stream", b"result", b"ch"]
+    head, tail, *rest = first[6:]
+    assert rest[:-1] == [10, 20, 30, 1, b"0", b"00000000000000000005", "e", 300]
+    assert len(rest[-1]) == 8 and rest[-1].isalpha() and rest[-1] != second[-1]
+    assert second[-5:-1] == [b"0", b"", "", 300]
+    assert unpack(head + POSITION + tail) == (
+        *(KIND_PUBLICATION, 1),
+        Publication(b"1", Format.JSON, SHARD, 7, 7, "abcdefgh", info),
+    )
+    lane.says(POSITION, POSITION)
+    assert [outcome.value for outcome in outcomes] == [Position("abcdefgh", 7)] * 2
+    assert stage.counters.published == 2 and stage.counters.journal_bytes == 0
+
+
+def test_what_is_published_once_without_history(stage: Stage) -> None:
+    lane = scripted(stage)
+    outcomes = [once(stage, b"1"), once(stage, b"2")]
+    source, digest = script("publish_once")
+    first, second = lane.commands
+    assert first[:5] == [b"EVAL", source, 1, b"result", b"ch"] and first[6] == 300
+    assert second[:5] == [b"EVALSHA", digest, 1, b"result", b"ch"]
+    assert unpack(first[5]) == (KIND_PUBLICATION, 1, Publication(b"1", Format.JSON, SHARD, 7))
+    lane.says(b"", POSITION)
+    assert [outcome.value for outcome in outcomes] == [None, Position("abcdefgh", 7)]
+
+
+def test_who_published_counts_against_the_bytes(stage: Stage) -> None:
+    options = PublishOptions(info=ClientInfo("u" * 95, "c"))
+    outcome = Outcome(stage.journal.publish(b"ch", b"x", Format.JSON, 7, options))
+    assert type(outcome.value) is JournalFull and stage.counters.journal_bytes == 0
+
+
+def test_a_second_try_says_so(stage: Stage) -> None:
+    lane = scripted(stage)
+    outcomes = [kept(stage, b"1"), once(stage, b"2"), kept(stage, b"3")]
+    lane.says(POSITION)
+    lane.lost()
+    stage.journal.link_down()
+    lane = scripted(stage)
+    assert [command[0] for command in lane.commands] == [b"EVAL", b"EVAL"]
+    assert unpack(lane.commands[0][5])[1] == 2
+    assert lane.commands[1][11:13] == [3, b"1"]
+    lane.says(b"", POSITION)
+    assert [outcome.value for outcome in outcomes] == [Position("abcdefgh", 7), None, Position("abcdefgh", 7)]
+
+
+def test_a_script_that_the_server_has_forgotten(stage: Stage) -> None:
+    lane = scripted(stage)
+    kept(stage, b"1")
+    lane.says(POSITION)
+    outcomes = [kept(stage, b"2"), kept(stage, b"3")]
+    lane.says("NOSCRIPT No matching script.")
+    outcomes.append(kept(stage, b"4"))
+    lane.says("NOSCRIPT No matching script.")
+    stage.clock.advance(0.1)
+    assert [command[0] for command in lane.commands[3:]] == [b"EVAL", b"EVALSHA", b"EVALSHA"]
+    assert [command[7] for command in lane.commands[3:]] == [b"2", b"3", b"4"]
+    lane.says(POSITION, POSITION, POSITION)
+    assert [outcome.value for outcome in outcomes] == [Position("abcdefgh", 7)] * 3
+
+
+def test_a_server_without_room(stage: Stage) -> None:
+    lane = scripted(stage)
+    full, odd = kept(stage, b"1"), kept(stage, b"2")
+    lane.says("OOM command not allowed when used memory > 'maxmemory'.", "WRONGTYPE Operation")
+    assert type(full.value) is HubUnavailable and "OOM" in str(full.value)
+    assert type(odd.value) is HubRefused
+
+
+# -- announcements ---------------------------------------------------------------------------------------
+
+ANN = ClientInfo("ann", "c1")
+
+
+def announced(stage: Stage, event: Joined | Left | None = None) -> Outcome:
+    return Outcome(stage.journal.announce(b"ch", event or Joined(ANN)))
+
+
+def test_an_announcement_is_sent_in_order_and_not_counted(stage: Stage) -> None:
+    lane = scripted(stage)
+    stage.publish(b"1")
+    outcomes = [announced(stage), announced(stage, Left(ANN))]
+    stage.publish(b"2")
+    found = [
+        (kind, sequence, publication.data)
+        for kind, sequence, publication in map(unpack, (c[2] for c in lane.commands))
+    ]
+    assert found == [(1, 1, b"1"), (4, 0, b""), (5, 0, b""), (1, 2, b"2")]
+    assert unpack(lane.commands[1][2])[2].info == ANN
+    lane.says(1, 1, 1, 1)
+    assert [outcome.value for outcome in outcomes] == [None, None]
+    assert stage.counters.published == 2 and stage.counters.journal_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [("LOADING", HubUnavailable), ("ERR odd", HubUnavailable), (noperm(), HubRefused)],
+)
+def test_an_announcement_that_is_not_taken(stage: Stage, reply: str, kind: type[Exception]) -> None:
+    lane = scripted(stage)
+    outcome = announced(stage)
+    lane.says(reply)
+    assert type(outcome.value) is kind
+    stage.clock.advance(1.0)
+    assert len(lane.commands) == 1
+
+
+def test_an_announcement_is_made_once(stage: Stage) -> None:
+    lane = scripted(stage)
+    sent = announced(stage)
+    stage.publish(b"1")
+    lane.says(1)
+    assert sent.value is None
+    broken = announced(stage)
+    lane.waiting.popleft().errback(ReplyError("BUSY a script"))
+    waiting = announced(stage)
+    assert len(lane.commands) == 3 and waiting.fired == []
+    lane.lost()
+    stage.journal.link_down()
+    assert type(broken.value) is type(waiting.value) is HubUnavailable
+    assert [command[0] for command in scripted(stage).commands] == [b"PUBLISH"]
 
 
 # -- bounds --------------------------------------------------------------------------------------------

@@ -227,6 +227,15 @@ def test_what_finds_no_room_is_read(stage: Stage) -> None:
     assert stage.offsets == list(range(1, top + 1))
 
 
+def test_what_found_no_room_while_the_last_part_was_read(stage: Stage) -> None:
+    follower = stage.live()
+    hear(follower, made(2), *[PLAIN] * (HELD_MAX - 1), made(3))
+    stage.reads.answer(2, [1, 2])
+    assert stage.reads.asked[-1] == ("a", 2, PART) and stage.positions == [Position("one", 0)]
+    stage.reads.answer(3, [3])
+    assert [offset for offset in stage.offsets if offset] == [1, 2, 3]
+
+
 def test_bytes_are_bounded_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     followers = [stage.follow(name) for name in ("a", "b", "c")]
     for follower in followers:
