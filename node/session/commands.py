@@ -291,6 +291,8 @@ def _sub_refresh(session: CentrifugeSession, request: SubRefreshRequest) -> Defe
         raise Refused(codes.PERMISSION_DENIED)
     if not request.token:
         raise Refused(codes.BAD_REQUEST)
+    if request.channel and not session.subscriptions[request.channel].expire_at:
+        raise Ended(codes.BAD_PROTOCOL, "the subscription does not expire")
     return session.with_deadline(Deferred.fromCoroutine(_sub_refreshed(session, request)))
 
 
