@@ -15,7 +15,7 @@ OTHER_FLAGS = {
     *("--check", "--config", "--lenient-config", "--print-config", "--help", "--version"),  # spread-node
     *("--channel", "--hello", "--host", "--once", "--port", "--stay"),  # spread chat
 }
-OTHER_COMMANDS = re.compile(r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly)\b")
+OTHER_COMMANDS = re.compile(r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly|clients|transport|protocol|subscribe|frames|seed|target)\b")
 
 
 def fenced(text: str) -> list[str]:

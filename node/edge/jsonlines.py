@@ -84,7 +84,7 @@ class JsonLinesEdge:
         refused = sessions.admit(address)
         if refused:
             self._is_closing = True
-            transport.write(_last_line(codes.CONNECTION_LIMIT.because(refused)))
+            transport.write(_last_line(codes.TOO_MANY_COMMANDS.because(refused)))
             transport.loseConnection()
             return
         self._outbox = make_outbox(transport, sessions.cork, sessions.outbox_max_bytes, self._overflowed)

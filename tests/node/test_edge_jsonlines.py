@@ -246,7 +246,7 @@ def test_a_refused_client_is_told_why() -> None:
     transport.protocol = edge
     edge.makeConnection(transport)
     edge.dataReceived(b"too late\n")
-    assert json.loads(transport.value()) == told(3504, "full")
+    assert json.loads(transport.value()) == told(3013, "full")
     assert not transport.connected and sessions.opened == []
 
 
