@@ -1,0 +1,326 @@
+"""Two shards in memory, with all that serves clients of the Centrifuge protocol, on a clock that stands
+still; and witnesses: well-behaved clients that must notice nothing of what others send."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
+
+from spread.hub.api import Load
+from spread.hub.memory import Exchange, MemoryHub
+from spread.node.channel import Channels
+from spread.node.codec import Codec
+from spread.node.codes import SLOW, Disconnect
+from spread.node.cork import Cork
+from spread.node.edge.codecs import JSON_LINES
+from spread.node.encoders import codec_of
+from spread.node.fanout import Fanout
+from spread.node.gateway import Gateway
+from spread.node.limits import Admission
+from spread.node.metrics import ShardCounters
+from spread.node.namespaces import Namespaces
+from spread.node.outbox import Outbox
+from spread.node.pressure import Pressure
+from spread.node.session.contract import Visit
+from spread.node.wire import client_json, client_protobuf
+from spread.node.wire.messages import Command, ConnectRequest, PublishRequest, Push, Reply, SubscribeRequest
+from tests.fakes import identity
+from tests.fuzz import corpus
+from tests.fuzz.wires import Wire
+
+__all__ = ["PROTOBUF", "Caller", "Faults", "Town", "replies_of"]
+
+PING_SECONDS = 25.0
+
+PROTOBUF = codec_of("bare", "protobuf", lambda message: message, b"".join)
+"""Messages one behind the other."""
+
+_ADDRESS = IPv4Address("TCP", "192.0.2.9", 1)
+
+
+def replies_of(is_protobuf: bool, data: bytes) -> list[Reply]:
+    """What a client got.
+
+    :raises ProtocolError: it is not what the protocol has.
+    """
+    if is_protobuf:
+        return client_protobuf.decode_replies(data)
+    return client_json.decode_replies(data)
+
+
+class Faults(logging.Handler):
+    """What is logged as a fault while it is entered: by us, by Twisted (also of a Deferred that nobody looks
+    at), and by what uses Python's own logging."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def __enter__(self) -> Faults:
+        globalLogPublisher.addObserver(self._observe)
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        globalLogPublisher.removeObserver(self._observe)
+        logging.getLogger().removeHandler(self)
+
+    def _observe(self, event: LogEvent) -> None:
+        level = event.get("log_level")
+        if "log_failure" in event or level in (LogLevel.error, LogLevel.critical):
+            failure = event.get("log_failure")
+            text = failure.getTraceback() if failure is not None else str(event.get("log_format"))
+            self.found.append(f"{event.get('log_namespace')}: {text}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See ``logging.Handler``."""
+        self.found.append(f"{record.name}: {self.format(record)}")
+
+    def take(self) -> list[str]:
+        """What was logged since this was last asked."""
+        found, self.found = self.found, []
+        return found
+
+
+class Shard:
+    """All of a shard but its ports."""
+
+    def __init__(self, town: Town, number: int, incarnation: str) -> None:
+        clock = town.clock
+        self.town = town
+        self.hub = MemoryHub(town.exchange, incarnation)
+        self.counters = ShardCounters()
+        self.cork = Cork(clock, lambda: 0.0, 1.0)
+        self.channels = Channels(self.hub, self.counters)
+        self.admission = Admission(0, 0)
+        pressure = Pressure(clock, self.hub, self.counters)
+        settings = town.settings
+        personal = settings.client.subscribe_to_user_personal_channel
+        self.gateway = Gateway(
+            clock,
+            settings,
+            hub=self.hub,
+            channels=self.channels,
+            namespaces=Namespaces(settings.channel, personal.personal_channel_namespace),
+            pressure=pressure,
+            counters=self.counters,
+            cork=self.cork,
+            admission=self.admission,
+            numbers=count(1),
+            incarnation=incarnation,
+            version="fuzzed",
+        )
+        self.fanout = Fanout(
+            clock,
+            lambda: 0.0,
+            hub=self.hub,
+            channels=self.channels,
+            cork=self.cork,
+            pressure=pressure,
+            counters=self.counters,
+            answer=self.gateway.control.answer,
+            incarnation=bytes.fromhex(incarnation),
+            slice_seconds=1.0,
+            inbox_max_bytes=1 << 20,
+        )
+        self.hub.start(self.fanout)
+        self.hub.claim(number, identity(incarnation, number + 1))
+        self.hub.enter(self._load, lambda incumbent: None)
+        self.site: Any = self.gateway.site()
+        self.lines: Any = self.gateway.json_factory()
+        self.lines.clock = clock
+
+    def _load(self) -> Load:
+        return Load(clients=self.counters.clients, channels=len(self.channels), addresses={}, ready=True)
+
+    def http(self, room: int | None = None) -> Wire:
+        """A connection to the HTTP port."""
+        return self._connected(self.site, room)
+
+    def json(self, room: int | None = None) -> Wire:
+        """A connection to the port for JSON lines."""
+        return self._connected(self.lines, room)
+
+    def _connected(self, factory: Any, room: int | None) -> Wire:
+        wire = Wire(self.town.clock, room)
+        wire.connect(factory.buildProtocol(_ADDRESS))
+        return wire
+
+
+class Caller:
+    """A session without an edge: frames are handed to it as they are."""
+
+    def __init__(self, shard: Shard, codec: Codec, room: int | None = None) -> None:
+        clients = shard.gateway.clients
+        self.shard = shard
+        self.is_protobuf = codec.protocol == "protobuf"
+        self.wire = Wire(shard.town.clock, room)
+        self.wire.protocol = self
+        self.is_reading = True
+        self.closed: Disconnect | None = None
+        refused = clients.admit("192.0.2.9")
+        assert not refused, refused
+        outbox = Outbox(self.wire, shard.cork, clients.outbox_max_bytes, self._overflowed)
+        visit = Visit(transport="json", address="192.0.2.9")
+        self.session = clients.open(self, outbox, codec, visit)
+
+    def say(self, frame: bytes) -> bool:
+        """Hand over a frame, or several messages; False: nobody reads it."""
+        if not self.is_reading or self.closed is not None or not self.wire.connected:
+            return False
+        self.session.received(frame)
+        return True
+
+    def ask(self, *commands: Command) -> None:
+        """The same with good commands."""
+        encode = client_protobuf.encode_command if self.is_protobuf else client_json.encode_command
+        assert self.say((b"" if self.is_protobuf else b"\n").join(map(encode, commands)))
+
+    def replies(self) -> list[Reply]:
+        """What it has got since this was last asked."""
+        data = self.wire.take()
+        return replies_of(self.is_protobuf, data) if data else []
+
+    def _overflowed(self) -> None:
+        self.session.end(SLOW)
+
+    # -- contract.Edge, and what a transport calls
+
+    def pause_reading(self) -> None:
+        self.is_reading = False
+
+    def resume_reading(self) -> None:
+        self.is_reading = True
+
+    def close(self, disconnect: Disconnect) -> None:
+        assert self.closed is None, "closed twice"
+        self.closed = disconnect
+        self.session.outbox.close(self.wire.loseConnection)
+
+    def cut(self) -> None:
+        self.wire.abortConnection()
+
+    def connectionLost(self, reason: object) -> None:
+        self.session.outbox.abandon()
+        self.session.lost()
+
+
+class Witness:
+    """A client that does all as it should, and must get all that it should."""
+
+    CHANNEL = "witness:box"
+
+    def __init__(self, shard: Shard, codec: Codec) -> None:
+        self.caller = Caller(shard, codec)
+        self.town = shard.town
+        self.heard: list[bytes] = []
+        self.pings = 0
+        self._pinged_at = self.town.clock.seconds()
+        self._published = 0
+        connect = ConnectRequest(token=corpus.token(sub="witness"))
+        self.caller.ask(Command(1, connect), Command(2, SubscribeRequest(channel=self.CHANNEL)))
+
+    def publish(self, data: bytes) -> None:
+        """Say something."""
+        self._published += 1
+        self.caller.ask(Command(2 + self._published, PublishRequest(self.CHANNEL, data)))
+
+    def listen(self) -> None:
+        """Take what came; answer a ping."""
+        if self.caller.wire.heard:
+            for reply in self.caller.replies():
+                if reply.body is None:
+                    self.pings += 1
+                    self._pinged_at = self.town.clock.seconds()
+                    self.caller.ask(Command())
+                elif isinstance(reply.body, Push) and reply.body.channel == self.CHANNEL:
+                    self.heard.append(getattr(reply.body.event, "data", b""))
+        assert self.caller.closed is None, f"a witness was closed: {self.caller.closed}"
+        late = self.town.clock.seconds() - self._pinged_at
+        assert late < PING_SECONDS + 1, f"a witness got no ping for {late} s"
+
+
+class Town:
+    """Two shards on one exchange and one clock, and a witness on each."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.settings = corpus.settings(PING_SECONDS)
+        self.exchange = Exchange(self.clock, publish_seconds=5.0)
+        self.shards = [Shard(self, number, node) for number, node in enumerate(corpus.NODES)]
+        self.turn()
+        self.witnesses = [Witness(self.shards[0], JSON_LINES), Witness(self.shards[1], PROTOBUF)]
+        self.turn()
+        self._checks = 0
+        self.check()
+
+    def turn(self, seconds: float = 0.0) -> None:
+        """Let everything happen that is due, ``seconds`` from now."""
+        end = self.clock.seconds() + seconds
+        while True:
+            step = min(0.5, end - self.clock.seconds())
+            self.clock.advance(max(0.0, step))
+            self._settle_turn()
+            for witness in getattr(self, "witnesses", ()):
+                witness.listen()
+            if self.clock.seconds() >= end - 1e-9:
+                return
+
+    def _settle_turn(self) -> None:
+        for _ in range(1000):
+            calls = self.clock.calls
+            if not calls or calls[0].getTime() > self.clock.seconds():
+                return
+            self.clock.advance(0)
+        raise AssertionError(f"never quiet: {self.clock.calls[0]}")
+
+    def until(self, condition: Callable[[], object], seconds: float) -> bool:
+        """Let time pass until something holds; False: it does not within the time."""
+        end = self.clock.seconds() + seconds
+        while not condition():
+            if self.clock.seconds() >= end:
+                return False
+            self.turn(0.25)
+        return True
+
+    def check(self) -> None:
+        """The witnesses hear each other, nothing else, and are pinged."""
+        for speaker in self.witnesses:
+            self._checks += 1
+            word = b'{"word":%d}' % self._checks
+            speaker.publish(word)
+            self.turn()
+            for witness in self.witnesses:
+                assert witness.heard == [word], f"witnesses heard {witness.heard!r} instead of {word!r}"
+                witness.heard.clear()
+
+    def rest(self) -> None:
+        """Let all that is kept for a time run out; nothing but the witnesses may be left."""
+        self.turn(400.0)
+        for shard in self.shards:
+            clients = shard.gateway.clients
+            left = {
+                "sessions": len(clients.sessions),
+                "clients counted": shard.counters.clients,
+                "clients admitted": shard.admission.clients,
+                "subscriptions": shard.counters.subscriptions - 1,  # the personal channel
+                "channels": len(shard.channels) - 1,
+                "users": clients.users,
+            }
+            assert set(left.values()) == {1}, f"left behind: {left}"
+        presence = len(self.exchange.presence)
+        assert presence <= 1, f"present in {presence} channels"
+        assert len(self.clock.calls) < 20, f"{len(self.clock.calls)} timers"
+        self.check()
+
+    def stop(self) -> None:
+        """No more of it."""
+        for shard in self.shards:
+            shard.gateway.stop()
+            shard.hub.stop()
