@@ -41,10 +41,13 @@ class Histories:
         since: int | None = None,
         limit: int = 0,
         reverse: bool = False,
+        max_bytes: int = 0,
     ) -> Stream:
         """See ``api.Hub.history``.
 
         :param since: an offset.
+        :param max_bytes: no further publication is given after so many; 0: no such bound. Not with
+            ``reverse``, nor with a limit of -1.
         :raises HubUnavailable: Redis is away, or cannot now.
         :raises HubRefused: an ACL forbids it.
         """
@@ -65,6 +68,7 @@ class Histories:
                     first.encode(),
                     last.encode(),
                     max(limit, -1),
+                    max_bytes if limit > 0 else 0,
                 ],
             )
         )

@@ -19,8 +19,9 @@ that was answered "later" may be overtaken, by those that were on the connection
 
 One case breaks the third promise of ``hub.api``: a publication is answered "later", one behind it on the same
 connection is taken, and the connection breaks before either answer has come. The first is then sent again
-under its old sequence, and receivers take it for a double. Redis says "later" when it starts or has been
-demoted, so this needs it to change its mind within one pipeline and to vanish before its answers arrive.
+under its old sequence, and receivers take it for a double (the script for done). Redis says "later" when it
+starts or has been demoted, so this needs it to change its mind within one pipeline and to vanish before its
+answers arrive.
 
 A plain publication is a bare PUBLISH. One that is kept, or has an idempotency key, is a script that leaves
 in the same order on the same connection: by its hash, but the first of a connection whole. The server may

@@ -49,6 +49,9 @@ READS = 16
 PART = 100
 """Publications of one read."""
 
+PART_BYTES = 1 << 20
+"""Bytes after which a read gives no further one."""
+
 HELD_MAX = 1000
 """Events held for one channel."""
 
@@ -312,6 +315,7 @@ class Repair:
                 follower.history,
                 since=follower.offset if is_begun else None,
                 limit=PART if is_begun else 0,
+                max_bytes=PART_BYTES,
             )
         )
         reading.addCallbacks(

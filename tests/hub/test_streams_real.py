@@ -12,6 +12,8 @@ from twisted.trial.unittest import TestCase
 from spread.hub.api import Broken, Format, History, Position
 from spread.hub.envelope import KIND_PUBLICATION, pack, pack_parts, unpack
 from spread.hub.errors import HubRefused, HubUnavailable
+from spread.hub.history import Histories
+from spread.hub.keys import Keys
 from spread.hub.redis import RedisHub
 from spread.hub.scripts import script
 from tests.hub.proxy import Proxy
@@ -172,7 +174,7 @@ class Scripts(_OnValkey):
 
     async def test_an_evicted_meta(self) -> None:
         shard = await self.shard()
-        first = [await shard.publish("a", b"old", history=KEPT) for _ in range(5)][0]
+        first, *_ = [await shard.publish("a", b"old", history=KEPT) for _ in range(5)]
         self.server.command("DEL", META)
         after = await shard.publish("a", b"new", history=KEPT)
         self.assertEqual(after.offset, 1)
@@ -294,6 +296,32 @@ class Following(_OnValkey):
         self.assertEqual(listener.receiver.events[-1][1], Broken(Position(last.epoch, 4)))
         await speaker.publish("a", b"more", history=KEPT)
         await follows(listener, "a", [1, 2, 3, 4, 5, 5])
+
+    async def test_large_ones_are_read_in_small_parts(self) -> None:
+        speaker, listener = await self.shard(), await self.shard()
+        await listener.hub.subscribe("a", KEPT)
+        hear = deafened(listener)
+        sizes = [300_000] * 12 + [10] * 130 + [2_000_000] * 2 + [10] * 7
+        await gatherResults([speaker.publish("a", bytes(size), history=KEPT) for size in sizes])
+        await pause(0.05)
+        hear()
+        await speaker.publish("a", b"end", history=KEPT)
+        await follows(listener, "a", list(range(1, len(sizes) + 2)))
+        self.assertEqual([len(data) for data in listener.receiver.on("a")], [*sizes, 3])
+        assert isinstance(listener.hub, RedisHub)
+        histories = Histories(listener.hub._commands, Keys("spread"), listener.hub.counters)
+        for since, limit, max_bytes, expected in [
+            (None, 100, 1 << 20, [1, 2, 3, 4]),
+            (None, 3, 1 << 20, [1, 2, 3]),
+            (4, 100, 1, [5]),
+            (11, 100, 400_000, list(range(12, 112))),
+            (141, 100, 1 << 20, [142, 143]),
+            (143, 100, 1 << 30, list(range(144, 153))),
+            (144, 5, 1 << 30, list(range(145, 150))),
+            (152, 100, 1, []),
+        ]:
+            stream = await histories.read("a", KEPT, since=since, limit=limit, max_bytes=max_bytes)
+            self.assertEqual([each.offset for each in stream.publications], expected)
 
     async def test_many_are_repaired_after_a_loss(self) -> None:
         speaker, listener = await self.shard(), await self.shard()
