@@ -296,7 +296,7 @@ class Clients:
             one.expire_at = expire_at
             one.conn_info = info or one.conn_info
             one.times.changed()
-            one.push("", Refresh(bool(expire_at), max(1, int(expire_at - now)) if expire_at else 0))
+            one.push("", Refresh(bool(expire_at), self.shared.ttl(expire_at)))
         return len(refreshed)
 
     def channels(self, pattern: str) -> dict[str, int]:

@@ -280,7 +280,7 @@ async def _refreshed(session: CentrifugeSession, text: str) -> RefreshResult:
         raise Ended(codes.INSUFFICIENT_STATE, "the new token has other channels")
     session.expire_at = 0 if shared.client.insecure else token.expire_at or 0
     session.times.changed()
-    ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
+    ttl = shared.ttl(session.expire_at)
     return RefreshResult(client=session.client, version=shared.version, expires=bool(ttl), ttl=ttl)
 
 
@@ -323,7 +323,7 @@ async def _sub_refreshed(session: CentrifugeSession, request: SubRefreshRequest)
         raise Ended(codes.INVALID_TOKEN, "the new token is for another client")
     subscription.expire_at = token.expire_at or 0
     session.times.changed()
-    ttl = max(1, int(subscription.expire_at - shared.now())) if subscription.expire_at else 0
+    ttl = shared.ttl(subscription.expire_at)
     return SubRefreshResult(bool(ttl), ttl)
 
 

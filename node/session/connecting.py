@@ -162,7 +162,7 @@ def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResu
     for subscription in joined:
         announce_join(shared, subscription)
     settings = shared.client
-    ttl = max(1, int(session.expire_at - shared.now())) if session.expire_at else 0
+    ttl = shared.ttl(session.expire_at)
     pings = settings.ping_interval > 0 and not session.visit.has_native_pings
     is_emulated = session.visit.is_emulated
     return ConnectResult(

@@ -20,7 +20,10 @@ from spread.node.settings import ClientSettings
 from spread.node.tokens import ConnectionToken, SubscriptionToken
 from spread.node.wheel import Wheel
 
-__all__ = ["Ended", "Refused", "Registry", "Shared", "Tokens"]
+__all__ = ["TTL_MAX_SECONDS", "Ended", "Refused", "Registry", "Shared", "Tokens"]
+
+TTL_MAX_SECONDS = 2**31 - 1
+"""The protocol has 32 bits for it, and some SDKs read them as signed. An ``exp`` in milliseconds is above."""
 
 
 class Refused(Exception):
@@ -115,3 +118,10 @@ class Shared:
     """As clients are told it."""
     hub_seconds: float
     """How long a command may wait for the hub before it fails."""
+
+    def ttl(self, expire_at: int) -> int:
+        """What a client is told of when it expires: whole seconds from now, at least 1.
+
+        :param expire_at: seconds since 1970; 0: never, and so is the answer.
+        """
+        return min(TTL_MAX_SECONDS, max(1, int(expire_at - self.now()))) if expire_at else 0

@@ -249,7 +249,7 @@ class Arrival:
             or (request.join_leave and joins and self._may_see_presence()),
             expire_at=grant.expire_at,
         )
-        ttl = max(1, int(grant.expire_at - self._shared.now())) if grant.expire_at else 0
+        ttl = self._shared.ttl(grant.expire_at)
         is_stream = missed is not None and not self._is_cache
         result = SubscribeResult(
             expires=bool(ttl),

@@ -230,7 +230,7 @@ def websocket_answers(data: bytes) -> tuple[list[tuple[int, bytes]], bool]:
         if len(payload) < length:
             return answers, False
         if first & 0x40:
-            payload = zlib.decompress(payload + b"\0\0\xff\xff", -15)
+            payload = zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
         answers.append((first & 0x0F, payload))
     return answers, True
 

@@ -1,0 +1,53 @@
+"""What fuzzing has found, each as the shortest case that shows it."""
+
+from __future__ import annotations
+
+import pytest
+
+from spread.node.edge.codecs import JSON_LINES
+from spread.node.session.shared import TTL_MAX_SECONDS
+from spread.node.wire.messages import (
+    Command,
+    ConnectRequest,
+    ConnectResult,
+    Push,
+    Refresh,
+    RefreshRequest,
+    RefreshResult,
+    SubRefreshRequest,
+    SubRefreshResult,
+    SubscribeRequest,
+    SubscribeResult,
+)
+from tests.fuzz.corpus import token
+from tests.fuzz.town import PROTOBUF, Caller, Faults, Town
+
+YEARS_52000 = 1_640_995_200_000
+"""An ``exp`` in milliseconds, as JavaScript counts: a common mistake of backends."""
+
+
+@pytest.mark.parametrize("codec", [JSON_LINES, PROTOBUF])
+def test_who_expires_in_the_far_future_is_told_as_much_as_32_bits_hold(codec: object) -> None:
+    with Faults() as faults:
+        town = Town()
+        caller = Caller(town.shards[0], codec)  # type: ignore[arg-type]
+        claims = {"sub": "ann", "exp": YEARS_52000}
+        of_channel = token(**claims, channel="closed:a")
+        caller.ask(
+            Command(1, ConnectRequest(token=token(**claims))),
+            Command(2, SubscribeRequest(channel="closed:a", token=of_channel)),
+            Command(3, RefreshRequest(token(**claims))),
+        )
+        town.turn()
+        caller.ask(Command(4, SubRefreshRequest("closed:a", of_channel)))
+        town.turn()
+        town.shards[0].gateway.clients.refresh(
+            "ann", client="", session="", expired=False, expire_at=YEARS_52000, info=b""
+        )
+        town.turn()
+        told = {type(reply.body): reply.body for reply in caller.replies()}
+        for kind in (ConnectResult, SubscribeResult, RefreshResult, SubRefreshResult):
+            assert getattr(told[kind], "ttl", 0) == TTL_MAX_SECONDS, told
+        assert told[Push] == Push("", Refresh(True, TTL_MAX_SECONDS))
+        assert faults.found == []
+        town.stop()
