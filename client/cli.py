@@ -53,7 +53,9 @@ def spread(context: click.Context) -> None:
       spread chat bob
 
     \b
-    Or over the Centrifuge protocol, which browsers and games speak too:
+    Or over the Centrifuge protocol, which browsers and games speak too; without
+    tokens, which is for a first try only:
+      spread-node --shard 0 --client-insecure
       spread tail news
       spread publish news '{"text": "hello"}'
 

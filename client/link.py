@@ -110,9 +110,7 @@ class Owner(Interface):
         """Tokens and positions are void."""
         ...
 
-    def pushed(self, push: Push) -> None:
-        """:raises ProtocolError: it makes no sense."""
-        ...
+    def pushed(self, push: Push) -> None: ...
 
     def failed(self, error: ClientError) -> None:
         """Something went wrong which the link will try again."""
@@ -486,10 +484,7 @@ class Link:
         self._ping_seconds = result.ping + self.settings.max_ping_delay_seconds if result.ping else 0.0
         self._wait_for_ping()
         self._renewal.granted(result.expires, result.ttl)
-        try:
-            self._owner.connected(result)
-        except ProtocolError as error:
-            self.break_off(error)
+        self._owner.connected(result)
         if transport is self._transport and transport is not None:
             self._stop_waiting(None)
 

@@ -10,14 +10,14 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
 from spread.client.advice import HTTP_ADVICE
 from spread.client.client import Client
-from spread.client.errors import ClientError, Refused, TimedOut, TransportFailed
+from spread.client.errors import ClientError, ConnectionEnded, Refused, TimedOut, TransportFailed
 from spread.client.tail import place_of
 
 __all__ = ["ApiSink", "ClientSink"]
@@ -82,17 +82,22 @@ class _Answer(Protocol):
     def __init__(self) -> None:
         self.whole: Deferred[bytes] = Deferred()
         self._data = b""
+        self._is_too_long = False
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
         if len(self._data) > ANSWER_MAX_BYTES:
+            self._data = b""
+            self._is_too_long = True
             cast(Any, self.transport).loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if reason.check(ResponseDone):
+        if self._is_too_long:
+            self.whole.errback(TransportFailed(f"the answer is above {ANSWER_MAX_BYTES} bytes"))
+        elif reason.check(ResponseDone):
             self.whole.callback(self._data)
         else:
-            self.whole.errback(TransportFailed(f"the answer broke off: {reason.getErrorMessage()}"))
+            self.whole.errback(ConnectionEnded(f"the answer broke off: {reason.getErrorMessage()}"))
 
 
 class _Error(msgspec.Struct):
@@ -102,7 +107,7 @@ class _Error(msgspec.Struct):
 
 class _Published(msgspec.Struct):
     error: _Error | None = None
-    result: Raw | None = None
+    result: dict[str, Any] | None = None
 
 
 class ApiSink:
@@ -116,7 +121,9 @@ class ApiSink:
         self._place = place_of(url)
         self._key = key
         self._channel = channel
-        self._pool = HTTPConnectionPool(reactor)
+        # A kept connection may be closed by the server just when the next line is sent, and then nobody
+        # knows whether it was published.
+        self._pool = HTTPConnectionPool(reactor, persistent=False)
         self._agent = Agent(reactor, connectTimeout=API_SECONDS, pool=self._pool)
         self._asked: Deferred[IResponse] | None = None
 
@@ -142,7 +149,9 @@ class ApiSink:
         return answered
 
     def _not_asked(self, reason: Failure) -> None:
-        raise TransportFailed(f"{self._place}: {_sentence(reason)}")
+        ended = reason.check(ResponseNeverReceived) is not None
+        kind = ConnectionEnded if ended else TransportFailed
+        raise kind(f"{self._place}: {_sentence(reason)}")
 
     def _answered(self, response: Any) -> Deferred[None]:
         if response.code != 200:

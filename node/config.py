@@ -40,7 +40,10 @@ _NAMESPACES = "channel.namespaces"
 _NAMESPACE_VARIABLE = "SPREAD_CHANNEL_NAMESPACES_"
 _OPTIONS = {flag.key: flag for flag in flags_of(Namespace, "")}
 
-_OTHER_VARIABLES = frozenset({"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK", "SPREAD_LENIENT_CONFIG"})
+_OTHER_VARIABLES = frozenset(
+    {"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK", "SPREAD_LENIENT_CONFIG"}
+    | {"SPREAD_TOKEN", "SPREAD_API_KEY"}  # of the client's commands
+)
 _FLEET_PREFIX = "SPREAD_FLEET_"
 _KUBERNETES_NAME = re.compile(
     r"SPREAD_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"

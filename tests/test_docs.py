@@ -14,6 +14,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").
 OTHER_FLAGS = {
     *("--check", "--config", "--lenient-config", "--print-config", "--help", "--version"),  # spread-node
     *("--channel", "--hello", "--host", "--once", "--port", "--stay"),  # spread chat
+    *("--api", "--json", "--key", "--since", "--token", "--url"),  # spread tail, spread publish
+    *("--secret-file", "--ttl", "--user"),  # spread token
 }
 OTHER_COMMANDS = re.compile(r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly|clients|transport|protocol|subscribe|frames|seed|target)\b")
 
@@ -46,7 +48,7 @@ def test_flags_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_variables_exist(document: Path) -> None:
     known = {flag.variable for flag in FLAGS} | {"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK"}
-    known.add("SPREAD_LENIENT_CONFIG")
+    known |= {"SPREAD_LENIENT_CONFIG", "SPREAD_TOKEN", "SPREAD_API_KEY"}
     for variable in re.findall(r"\bSPREAD_[A-Z_]+\b", document.read_text()):
         # An option of a namespace, whose name is the user's.
         assert variable in known or variable.startswith("SPREAD_CHANNEL_NAMESPACES_"), variable

@@ -64,7 +64,7 @@ from spread.node.wire.messages import (
     SubscribeResult,
     Unsubscribe,
 )
-from tests.client.rig import Rig, failure_of, is_pending, result_of
+from tests.client.rig import Rig, Wire, failure_of, is_pending, result_of
 
 
 def codes_of(errors: list[Any]) -> list[int]:
@@ -254,6 +254,19 @@ def test_disconnect_ends_it_wherever_it_is() -> None:
     rig.client.connect()
     rig.client.disconnect()
     assert not rig.clock.getDelayedCalls()
+
+
+def test_a_connection_that_was_made_too_late_is_aborted() -> None:
+    rig = Rig()
+    rig.endpoint.hangs = True
+    rig.client.connect().addErrback(lambda _: None)
+    late = rig.client._link._transport
+    rig.client.disconnect()
+    assert late is not None
+    wire = Wire([])
+    wire.protocol = late
+    late.makeConnection(wire)
+    assert wire.was_aborted
 
 
 def test_close_is_for_good() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import centrifuge
@@ -251,11 +251,8 @@ class OverSockets(TestCase):
 
     @inlineCallbacks
     def test_over_tls(self) -> Any:
-        certificate = Path(self.mktemp())
         pem = self_signed()
-        certificate.write_bytes(pem)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
+        context = serving(pem)
         server = FakeServer(lambda peer: (peer.accept(), peer.wait_closed()), ssl=context)
         options = optionsForClientTLS("localhost", trustRoot=Certificate.loadPEM(pem))
         plain = cast(IStreamClientEndpoint, HostnameEndpoint(reactor, "127.0.0.1", server.port))
@@ -265,11 +262,7 @@ class OverSockets(TestCase):
 
     @inlineCallbacks
     def test_a_certificate_that_nobody_trusts(self) -> Any:
-        certificate = Path(self.mktemp())
-        certificate.write_bytes(self_signed())
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        server = FakeServer(ssl=context)
+        server = FakeServer(ssl=serving(self_signed()))
         url = f"wss://localhost:{server.port}/"
         client = self.client(server, url=url, min_reconnect_seconds=20, max_reconnect_seconds=20)
         errors = self.told(client.on_error)
@@ -329,6 +322,9 @@ class OverSockets(TestCase):
             async with asyncio.timeout(20):
                 while not any(event[0] == "disconnected" for event in told):
                     await asyncio.sleep(0.01)
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            if rest:
+                await asyncio.wait(rest, timeout=5)  # it closes its socket in one of them
 
         with FakeServer(*scripts) as server:
             asyncio.run(run(server.url))
@@ -374,9 +370,7 @@ class OverSockets(TestCase):
 
     @inlineCallbacks
     def test_they_agree_on_a_refused_connect(self) -> Any:
-        told = yield self.agree(
-            lambda peer: (peer.answer(peer.next(), Error(101, "unauthorized")), peer.wait_closed())
-        )
+        told = yield self.agree(lambda peer: peer.answer(peer.next(), Error(101, "unauthorized")))
         self.assertEqual(told, [("disconnected", 101, "unauthorized")])
 
     @inlineCallbacks
@@ -387,6 +381,16 @@ class OverSockets(TestCase):
         )
         self.assertEqual([event[0] for event in told], ["disconnected"])
         self.assertEqual(told[0][1], 1)
+
+
+def serving(pem: bytes) -> ssl.SSLContext:
+    """What a server needs to speak TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:  # there is no other way to load one
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
 
 
 def self_signed() -> bytes:
