@@ -66,6 +66,9 @@ Examples:
   spread-node --shard 0
   spread-node --shard 1
       the same two shards, each in a terminal of its own
+  spread-node --client-insecure
+      the same for WebSocket, without tokens, for a first try only: then
+      `spread tail news`, and in another window `spread publish news hello`
   spread-node --config spread.toml --check
       say what is wrong with a configuration, start nothing
 
