@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
@@ -12,8 +15,10 @@ from spread.hub.errors import HubRefused, MessageTooLarge
 from spread.hub.memory import Exchange, MemoryHub
 from spread.node import codes
 from spread.node.fanout import REST_SECONDS
+from spread.node.namespaces import Namespaces
 from spread.node.pressure import HOLD_SECONDS
 from spread.node.session.text import COUNT_AGAIN_SECONDS, SessionState, channel_name
+from spread.node.settings import ChannelSettings, Namespace, NamespaceOptions
 from tests.fakes import Ears, FakeClient, Loopback
 
 NOT_DELIVERED = f"error: {codes.NOT_DELIVERED}"
@@ -606,3 +611,44 @@ def test_nothing_is_taken_from_a_session_that_has_ended() -> None:
     assert ears.words == []
     assert client.edge.asked == []
     assert client.lines == ["hi 1"]
+
+
+# --- namespaces ---------------------------------------------------------------------------------------
+
+
+def test_text_clients_keep_the_rules_of_namespaces() -> None:
+    shard = Loopback()
+    talk = {
+        "allow_subscribe_for_client": True,
+        "allow_subscribe_for_anonymous": True,
+        "allow_publish_for_subscriber": True,
+    }
+    settings = ChannelSettings(namespaces=(Namespace(name="open", **talk), Namespace(name="shut")))
+    shard.shared = replace(shard.shared, namespaces=Namespaces(settings))
+    ann = shard.client()
+    shard.turn()
+    for name in (b"shut:a", b"nowhere:a", b"$open:a", b"open:a#17", b"open:a"):
+        ann.says(b"/join %b\n" % name)
+        shard.turn()
+    refused = [line for line in ann.lines if line.startswith("error")]
+    assert refused == [
+        f"error: channel {name} is not allowed" for name in ("shut:a", "nowhere:a", "$open:a", "open:a#17")
+    ]
+    assert shard.channels.get("open:a") is not None
+
+
+def test_what_text_clients_say_is_kept_where_the_channel_keeps_history() -> None:
+    shard = Loopback()
+    kept = NamespaceOptions(history_size=2, history_ttl=60.0)
+    namespaces = Namespaces(ChannelSettings(without_namespace=kept))
+    shard.shared = replace(shard.shared, namespaces=namespaces)
+    ann = shard.client()
+    shard.turn()
+    ann.says(b"one\n", b"/join other\n", b"two\n")
+    shard.turn()
+    options = namespaces.options("lobby")
+    assert options is not None and options.history is not None
+    for channel, said in (("lobby", b"one\n"), ("other", b"two\n")):
+        got: list[Any] = []
+        shard.hub.history(channel, options.history, limit=-1).addCallback(got.append)
+        assert [publication.data for publication in got[0].publications] == [said]
