@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred, fail, succeed
 from spread.hub.api import (
     PLAIN,
     ClientInfo,
-    Event,
     Format,
     History,
     HubCounters,
@@ -35,12 +34,12 @@ from spread.hub.api import (
     Stream,
 )
 from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
+from spread.hub.memory_exchange import Exchange
 from spread.hub.memory_inbox import MemoryInbox
 from spread.hub.memory_presence import MemoryPresence
-from spread.hub.memory_questions import MemoryQuestions, Switchboard
-from spread.hub.memory_streams import Streams
+from spread.hub.memory_questions import MemoryQuestions
 from spread.hub.process import is_gone
-from spread.hub.reactor import Clock, Timer
+from spread.hub.reactor import Timer
 
 __all__ = ["Exchange", "MemoryHub"]
 
@@ -49,63 +48,6 @@ HEARTBEAT_SECONDS = 2.0
 T = TypeVar("T")
 
 _Waiting = tuple[str, Publication, PublishOptions, "Deferred[Position | None]", Timer]
-
-
-class Exchange:
-    """What the memory hubs of one cluster share: channels, leases, the client counter.
-
-    :param max_waiting: publications of each hub that may wait while the exchange is cut.
-    :param publish_seconds: how long they may wait.
-    """
-
-    def __init__(self, clock: Clock, *, max_waiting: int = 100_000, publish_seconds: float = 5.0) -> None:
-        self.clock = clock
-        self.max_waiting = max_waiting
-        self.publish_seconds = publish_seconds
-        self.clients = 0
-        self.is_cut = False
-        self.subscribers: dict[str, dict[MemoryHub, None]] = {}
-        self.leases: dict[int, tuple[MemoryHub, ShardIdentity]] = {}
-        self.hubs: list[MemoryHub] = []
-        self.streams = Streams(clock)
-        self.presence = MemoryPresence(clock)
-        self.switchboard = Switchboard(clock)
-
-    def cut(self) -> None:
-        """Take the hub away from all shards, and what is on its way to them."""
-        self.is_cut = True
-        for hub in self.hubs:
-            hub._inbox.lose()
-        self.switchboard.cut()
-        self._cut_at = self.clock.seconds()
-
-    def restore(self) -> None:
-        """Give it back: what waited is taken, in the order it was published by each shard."""
-        self.is_cut = False
-        self.switchboard.restore()
-        seconds = self.clock.seconds() - self._cut_at
-        for hub in list(self.hubs):
-            hub._hears_again(seconds)
-        for hub in list(self.hubs):
-            hub._speaks_again()
-
-    def take(
-        self, channel: str, publication: Publication, options: PublishOptions = PLAIN
-    ) -> Position | None:
-        """Take a publication, keep it if it is to be kept, and bring it to every subscribed hub.
-
-        While the exchange is cut it reaches nobody, as one that a shard publishes which still has its hub.
-        """
-        made, position = self.streams.publish(channel, publication, options)
-        if made is not None:
-            self.spread(channel, made)
-        return position
-
-    def spread(self, channel: str, event: Event) -> None:
-        """Bring an event to every subscribed hub."""
-        if not self.is_cut:
-            for hub in list(self.subscribers.get(channel, ())):
-                hub._inbox.arrive(channel, event)
 
 
 class MemoryHub:
@@ -133,7 +75,7 @@ class MemoryHub:
         self._shard = bytes.fromhex(incarnation)
         self._linger_seconds = linger_seconds
         self._receiver: Receiver | None = None
-        self._inbox = MemoryInbox(self._clock, exchange.streams, self.counters)
+        self.inbox = MemoryInbox(self._clock, exchange.streams, self.counters)
         self._lingering: dict[str, Timer] = {}
         self._waiting: deque[_Waiting] = deque()
         self._subscribing: list[tuple[str, History | None, Deferred[Position | None]]] = []
@@ -161,7 +103,7 @@ class MemoryHub:
             return fail(HubUnavailable(self.name, "cut"))
         self._receiver = receiver
         self._exchange.hubs.append(self)
-        self._inbox.start(receiver)
+        self.inbox.start(receiver)
         self._questions.start(receiver)
         return succeed(None)
 
@@ -177,7 +119,7 @@ class MemoryHub:
             for timer in self._lingering.values():
                 timer.cancel()
             self._lingering.clear()
-            self._inbox.stop()
+            self.inbox.stop()
             if self._number is not None and self._exchange.leases[self._number][0] is self:
                 del self._exchange.leases[self._number]
             self._number = None
@@ -274,7 +216,7 @@ class MemoryHub:
             timer.cancel()
         if self.is_live:
             self._listen(channel, history)
-            return succeed(self._inbox.position(channel) if history is not None else None)
+            return succeed(self.inbox.position(channel) if history is not None else None)
         if history is None and self in self._exchange.subscribers.get(channel, ()):
             return succeed(None)
         waiter: Deferred[Position | None] = Deferred(self._forget_waiter)
@@ -297,11 +239,11 @@ class MemoryHub:
 
     def pause(self) -> None:
         """See ``api.Hub``."""
-        self._inbox.pause()
+        self.inbox.pause()
 
     def resume(self) -> None:
         """See ``api.Hub``."""
-        self._inbox.resume()
+        self.inbox.resume()
 
     def history(
         self,
@@ -368,7 +310,7 @@ class MemoryHub:
             members[self] = None
             self.counters.subscribed_channels += 1
         if history is not None:
-            self._inbox.follow(channel, history, is_heard)
+            self.inbox.follow(channel, history, is_heard)
 
     def _drop(self, channel: str) -> None:
         del self._lingering[channel]
@@ -378,7 +320,7 @@ class MemoryHub:
             if not members:
                 del self._exchange.subscribers[channel]
             self.counters.subscribed_channels -= 1
-        self._inbox.unfollow(channel)
+        self.inbox.unfollow(channel)
         waiting = [waiter for name, _, waiter in self._subscribing if name == channel]
         self._subscribing = [entry for entry in self._subscribing if entry[0] != channel]
         for waiter in waiting:
@@ -407,17 +349,19 @@ class MemoryHub:
         self.counters.journal_publications -= 1
         self.counters.journal_bytes -= len(publication.data)
 
-    def _hears_again(self, seconds: float) -> None:
+    def hears_again(self, seconds: float) -> None:
+        """The exchange is back: hear what was kept meanwhile, subscribe what waits for it."""
         self.counters.reconnects += 1
         self.counters.missed_windows += 1
         self.counters.missed_seconds += seconds
         if self._receiver is not None:
             self._receiver.missed(seconds)
-        self._inbox.catch_up()
+        self.inbox.catch_up()
         for channel, history, _ in self._subscribing:
             self._listen(channel, history)
 
-    def _speaks_again(self) -> None:
+    def speaks_again(self) -> None:
+        """All hear again: publish what waits."""
         subscribed, self._subscribing = self._subscribing, []
         waiting, self._waiting = self._waiting, deque()
         taken = []
@@ -428,6 +372,6 @@ class MemoryHub:
             taken.append((result, self._exchange.take(channel, publication, options)))
         # Last, since whoever is told may publish again, which must not overtake what waited.
         for channel, history, waiter in subscribed:
-            waiter.callback(self._inbox.position(channel) if history is not None else None)
+            waiter.callback(self.inbox.position(channel) if history is not None else None)
         for result, position in taken:
             result.callback(position)

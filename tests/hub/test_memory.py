@@ -33,7 +33,7 @@ class MemoryConformance(HubConformance, AwayConformance, StreamConformance, Stre
 
     def deafen(self, shard: Shard) -> Callable[[], None]:
         assert isinstance(shard.hub, MemoryHub)
-        inbox = shard.hub._inbox
+        inbox = shard.hub.inbox
         inbox.arrive = lambda channel, event: None  # type: ignore[method-assign]
 
         def again() -> None:
