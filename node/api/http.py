@@ -91,7 +91,8 @@ def api_paths(settings: HttpApiSettings) -> list[str]:
 
 
 def api_resource(settings: HttpApiSettings, methods: Methods) -> Resource:
-    """The resource for all ``api_paths``; its site hands bodies up to its ``max_body_bytes`` to it."""
+    """The resource for all ``api_paths``. Its site must be a ``bodies.BoundedSite``, which hands bodies up to
+    ``max_body_bytes`` to it."""
     return _Api(settings, methods)
 
 
@@ -158,8 +159,6 @@ class _Api(Resource):
             errors[503] += 1
             raise _Refused(503, "too many calls at a time", retry_after="1")
         body = body_of(request).strip()
-        if len(body) > MAX_BODY_BYTES:  # of a site that has no limits
-            raise _Refused(413, f"a body may have {MAX_BODY_BYTES} bytes at most")
         try:
             return [embeddable(body) if body else b""] if method else _lines(body)
         except ProtocolError as error:

@@ -31,7 +31,6 @@ __all__ = [
     "BATCH_MAX_COMMANDS",
     "BATCH_PARALLEL",
     "BROADCAST_MAX_CHANNELS",
-    "CHANNEL_MAX_BYTES",
     "ERRORS",
     "HISTORY_MAX_BYTES",
     "HISTORY_MAX_PUBLICATIONS",
@@ -41,9 +40,6 @@ __all__ = [
     "Methods",
     "Namespaces",
 ]
-
-CHANNEL_MAX_BYTES = 255
-"""Of a channel's name."""
 
 BATCH_MAX_COMMANDS = 1000
 """Commands of one batch; error 106 above."""
@@ -118,6 +114,10 @@ class Namespaces(Protocol):
         """``None``: there is no such namespace."""
         ...
 
+    def is_too_long(self, channel: str) -> bool:
+        """Its name is longer than names may be."""
+        ...
+
 
 class Methods:
     """The server API of the whole cluster, as one shard offers it.
@@ -180,8 +180,8 @@ class Methods:
         return error
 
     def _options(self, channel: str) -> ChannelOptions:
-        if not channel or len(channel.encode()) > CHANNEL_MAX_BYTES:
-            raise BadParams(f"a channel has 1 to {CHANNEL_MAX_BYTES} bytes")
+        if not channel or self._namespaces.is_too_long(channel):
+            raise BadParams("no channel, or one with a name that is too long")
         options = self._namespaces.options(channel)
         if options is None:
             raise ApiError(codes.UNKNOWN_CHANNEL)

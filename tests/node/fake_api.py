@@ -41,6 +41,9 @@ class FakeNamespaces:
             "large": FakeOptions(History(size=100_000, ttl_seconds=300, meta_ttl_seconds=3000)),
         }
 
+    def is_too_long(self, channel: str) -> bool:
+        return len(channel.encode()) > 255
+
     def options(self, channel: str) -> FakeOptions | None:
         return self.known.get(channel.partition(":")[0] if ":" in channel else "")
 

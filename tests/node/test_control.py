@@ -126,7 +126,6 @@ def test_a_hub_that_is_away(cluster: Cluster) -> None:
         cluster.outcome(cluster.first.control.ask_unsubscribe("ann", "room:1"))
 
 
-@pytest.mark.filterwarnings("default")
 def test_a_shard_that_could_not_do_its_part(cluster: Cluster) -> None:
     here, there = clients(cluster)
     one = here.add("ann", "c1")
