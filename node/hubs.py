@@ -65,10 +65,19 @@ def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> Embedd
     return EmbeddedServer(default_home(environ))
 
 
-def open_hub(reactor: Any, settings: HubSettings, incarnation: str, environ: Mapping[str, str]) -> OpenedHub:
+def open_hub(
+    reactor: Any,
+    settings: HubSettings,
+    incarnation: str,
+    environ: Mapping[str, str],
+    *,
+    position_check_seconds: float = 40.0,
+) -> OpenedHub:
     """The hub of a shard.
 
     :param incarnation: 16 hex digits that name this run of the shard.
+    :param position_check_seconds: ``client.channel_position_check_delay``. A hub in memory loses nothing, so
+        that there is nothing to check.
     :raises HubMisconfigured: the URL or a TLS file cannot work.
     """
     address = parse_hub_address(settings.url)
@@ -92,6 +101,7 @@ def open_hub(reactor: Any, settings: HubSettings, incarnation: str, environ: Map
         linger_seconds=settings.linger_seconds,
         probe_seconds=settings.probe_seconds,
         ask_seconds=settings.ask_seconds,
+        position_check_seconds=position_check_seconds,
         journal=JournalLimits(
             settings.publish_seconds, settings.journal_max_publications, settings.journal_max_bytes
         ),

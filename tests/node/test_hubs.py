@@ -79,3 +79,10 @@ def test_the_memory_hub_has_the_limits_of_the_settings() -> None:
     hub = open_hub(reactor, settings, INCARNATION, {}).hub
     assert isinstance(hub, MemoryHub)
     assert (hub._exchange.max_waiting, hub._exchange.publish_seconds, hub._linger_seconds) == (7, 2, 9)
+
+
+def test_the_redis_hub_checks_positions_as_often_as_it_is_told() -> None:
+    settings = HubSettings(url="redis://127.0.0.1:1")
+    hub = open_hub(reactor, settings, INCARNATION, {}, position_check_seconds=7).hub
+    assert isinstance(hub, RedisHub)
+    assert hub._settings.position_check_seconds == 7
