@@ -192,6 +192,7 @@ commands_per_second = 20
 errors_limit = 30
 disallow_anonymous_connection_tokens = true
 connect_include_server_time = true
+channel_position_check_delay = "1s"
 
 [client.token]
 hmac_secret_key = "{SECRET}"
@@ -287,6 +288,18 @@ class Cluster:
     def api(self, method: str, shard: int = 0, /, **params: Any) -> Any:
         """The result of a call."""
         return self.call(method, shard, **params)["result"]
+
+    def published(self, channel: str, *data: Any) -> Object:
+        """Publish through the API, from both shards in turn; the last position."""
+        position: Object = {}
+        for number, each in enumerate(data):
+            position = self.api("publish", number % 2, channel=channel, data=each)
+        return position
+
+    def present(self, channel: str) -> tuple[int, int]:
+        """How many clients and users are in a channel."""
+        found = self.api("presence_stats", 1, channel=channel)
+        return found["num_clients"], found["num_users"]
 
     def post(self, path: str, body: bytes | str, shard: int = 0, **headers: str) -> Answer:
         """A request with the key."""

@@ -1,7 +1,8 @@
 """Clients without an SDK: they say exactly what they are told, and show exactly what came back.
 
-Blocking, one connection each, over the ``websockets`` library; JSON by the json module, Protobuf by the classes
-that protoc made of the schema. Pings are answered while something is waited for, unless that is turned off.
+Blocking, one connection each, over the ``websockets`` library; JSON by the json module, Protobuf by the
+classes that protoc made of the schema. Pings are answered while something is waited for, unless that is
+turned off.
 """
 
 from __future__ import annotations
