@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from websockets.datastructures import Headers
-from websockets.exceptions import NegotiationError
+from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
@@ -112,7 +112,10 @@ class WebSocketResource(Resource):
             self._log_refusal(origin, request.site.reactor.seconds())
             return _text(request, 403, "this origin is not allowed")
         protocol = ServerProtocol(extensions=self._extensions if self._inflating else None, logger=QUIET)
-        answer = protocol.accept(_handshake(headers))
+        try:
+            answer = protocol.accept(_handshake(headers))
+        except InvalidHeader:
+            return _text(request, 400, "a header of the handshake has characters that no header may have")
         if request.clientproto != b"HTTP/1.1" or answer.status_code != 101:
             status = answer.status_code if answer.status_code != 101 else 400
             if status == 426:
@@ -185,7 +188,10 @@ def websocket_resource(sessions: Sessions, settings: Any) -> WebSocketResource:
 
 
 def _handshake(headers: Any) -> Handshake:
-    """The request as ``websockets`` wants it, without what is decided here."""
+    """The request as ``websockets`` wants it, without what is decided here.
+
+    :raises InvalidHeader: a value has control characters, which ``twisted.web`` lets pass.
+    """
     wanted = Headers()
     for name in _NEEDED:
         for value in headers.getRawHeaders(name) or ():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from spread.node.wire import client_protobuf
+from spread.node.wire import json as wire_json
+from spread.node.wire.messages import ProtocolError
 from tests.fuzz.corpus import COMMANDS, CONNECTS, PROTOBUF_COMMANDS, PROTOBUF_CONNECTS
 from tests.fuzz.mutate import BOUNDARIES, MAX_BYTES, long_text, mutated
 
@@ -14,6 +17,20 @@ __all__ = ["connect_frame", "json_frame", "json_text", "protobuf_frame", "protob
 
 _DEEP = (10, 100, 900, 1100, 20_000)
 _NAMES = ("id", "connect", "subscribe", "publish", "data", "channel", "token", "subs", "since", "offset", "x")
+_CHANNELS = (
+    *(
+        "room",
+        "stream:a",
+        "stream:b",
+        "newest:a",
+        "delta:a",
+        "plain:a",
+        "binary:a",
+        "object:a",
+        "letters:abc",
+    ),
+    *("closed:a", "limited:a#ann,bob", "#ann", "$private", "nowhere:a", "letters:1", "a" * 255, "a" * 256),
+)
 _TEXTS = (
     "",
     "room",
@@ -32,14 +49,17 @@ _TEXTS = (
 )
 
 
+_Change = Callable[[Random, bytes], bytes]
+
+
 def json_frame(random: Random) -> bytes:
     """A frame of one or several commands, nearly always mutated."""
-    return _frame(random, COMMANDS, b"\n", json_text)
+    return _frame(random, COMMANDS, b"\n", json_text, _gentle_json)
 
 
 def protobuf_frame(random: Random) -> bytes:
     """The same in Protobuf."""
-    return _frame(random, PROTOBUF_COMMANDS, b"", protobuf_message)
+    return _frame(random, PROTOBUF_COMMANDS, b"", protobuf_message, _gentle_protobuf)
 
 
 def connect_frame(random: Random, is_protobuf: bool) -> bytes:
@@ -52,16 +72,74 @@ def connect_frame(random: Random, is_protobuf: bool) -> bytes:
     return change(random, frame) if random.random() < 0.5 else mutated(random, frame, connects)
 
 
-def _frame(random: Random, good: Sequence[bytes], between: bytes, change: Any) -> bytes:
+def _frame(random: Random, good: Sequence[bytes], between: bytes, change: _Change, gentle: _Change) -> bytes:
     several = [random.choice(good) for _ in range(random.choice((1, 1, 1, 1, 2, 3, 20)))]
     kind = random.random()
-    if kind < 0.1:
+    if kind < 0.15:
         return between.join(several)
-    if kind < 0.6:
+    if kind < 0.5:
+        return between.join([gentle(random, each) for each in several])
+    if kind < 0.75:
         index = random.randrange(len(several))
         several[index] = change(random, several[index])
         return between.join(several)[:MAX_BYTES]
     return mutated(random, between.join(several), good)
+
+
+# --- still commands ------------------------------------------------------------------------------------
+
+
+def _gentle_json(random: Random, text: bytes) -> bytes:
+    """A command that is still one: only what it says is another, of the same type."""
+    command = json.loads(text)
+    for _ in range(random.choice((1, 2))):
+        name, request = next(((key, each) for key, each in command.items() if key != "id"), ("", None))
+        if not isinstance(request, dict) or not request:
+            break
+        key = random.choice((*request, *_OPTIONS.get(name, ())))
+        request[key] = _similar(random, key, request.get(key, _OPTION_VALUES.get(key)))
+    return json.dumps(command, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _gentle_protobuf(random: Random, delimited: bytes) -> bytes:
+    """The same in Protobuf: another command than the one given."""
+    try:
+        [command] = wire_json.decode(_gentle_json(random, random.choice(COMMANDS)))
+        return client_protobuf.encode_command(command)
+    except (ProtocolError, ValueError, AttributeError):
+        return delimited  # it cannot be said in Protobuf
+
+
+_OPTIONS = {
+    "subscribe": ("recover", "epoch", "offset", "positioned", "recoverable", "join_leave", "flag", "type"),
+    "history": ("limit", "since", "reverse"),
+}
+_OPTION_VALUES = {
+    **dict.fromkeys(("recover", "positioned", "recoverable", "join_leave", "reverse"), True),
+    "epoch": "",
+    "offset": 0,
+    "flag": 0,
+    "type": 0,
+    "limit": 0,
+    "since": {"offset": 0, "epoch": ""},
+}
+
+
+def _similar(random: Random, key: str, value: Any) -> Any:
+    """Another value of the same type."""
+    if key == "data":
+        return random.choice(
+            (*_TEXTS, None, 0, [], {"n": random.choice(BOUNDARIES)}, "a" * long_text(random))
+        )
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return random.choice((0, 1, 2, 3, 5, 10, 100, 2**31 - 1, *([-1] if key == "limit" else [])))
+    if isinstance(value, dict):
+        return {inner: _similar(random, inner, each) for inner, each in value.items()}
+    if key == "channel":
+        return random.choice(_CHANNELS)
+    return random.choice(_TEXTS)
 
 
 # --- JSON ----------------------------------------------------------------------------------------------

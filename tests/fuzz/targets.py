@@ -158,50 +158,67 @@ class SessionTarget(Target):
         room = random.choice((0, 100, 5000)) if random.random() < 0.05 else None
         shard = random.choice(town.shards)
         if not is_protobuf and random.random() < 0.3:
-            self._lines(random, town, shard.json(room))
-            return len(self.sent)
+            return self._lines(random, town, shard.json(room))
         caller = Caller(shard, PROTOBUF if is_protobuf else JSON_LINES, room)
+        said = 0
         for frame in self.sent:
             if not caller.is_reading:
                 town.until(lambda: caller.is_reading, 6.0)
             if not caller.say(frame):
                 break
+            said += 1
             if random.random() < 0.5:
                 town.turn()
-        _end(random, town, caller.wire)
+        _end(random, town, caller.wire, may_vanish=room is None)
         caller.wire.drain()
         _note_replies(self.told, caller.replies())
         if caller.closed is not None:
             note_code(self.told, caller.closed.code)
         caller.wire.lose()
-        return len(self.sent)
+        return said
 
-    def _lines(self, random: Random, town: Town, wire: Wire) -> None:
-        _say(random, town, wire, b"\r\n".join(self.sent) + b"\n")
+    def _lines(self, random: Random, town: Town, wire: Wire) -> int:
+        said = _say(random, town, wire, [frame + b"\r\n" for frame in self.sent])
         _end(random, town, wire)
         wire.drain()
-        _note_replies(self.told, replies_of(False, wire.take()))
+        whole, _, _ = wire.take().rpartition(b"\n")  # a line that was being sent when all ended is none
+        _note_replies(self.told, replies_of(False, whole) if whole else [])
         wire.lose()
+        return said
 
 
-def _say(random: Random, town: Town, wire: Wire, data: bytes) -> None:
-    """Send bytes in pieces as they may arrive, while somebody reads them."""
-    cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.choice((0, 0, 1, 3, 12))))
-    for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
-        if wire.is_paused and not town.until(lambda: not wire.is_paused or wire.disconnecting, 12.0):
-            return
-        if not wire.can_say:
-            return
-        if start < end:
-            wire.say(data[start:end])
-        if random.random() < 0.3:
-            town.turn()
+def _say(random: Random, town: Town, wire: Wire, sent: list[bytes]) -> int:
+    """Send frames, in pieces as they may arrive, while somebody reads them; how many were begun.
+
+    Nearly always a frame by itself: whatever comes in one piece with a fault is sent for nothing.
+    """
+    said = 0
+    waiting = b""
+    for index, frame in enumerate(sent):
+        waiting += frame
+        said += 1
+        if index < len(sent) - 1 and random.random() < 0.15:
+            continue
+        cuts = sorted(
+            random.randrange(len(waiting) + 1) for _ in range(random.choice((0, 0, 0, 0, 1, 3, 12)))
+        )
+        for start, end in zip([0, *cuts], [*cuts, len(waiting)], strict=True):
+            if wire.is_paused:
+                town.until(lambda: not wire.is_paused or wire.disconnecting, 12.0)
+            if not wire.can_say or wire.has_ended_writing:
+                return said
+            if start < end:
+                wire.say(waiting[start:end])
+            if random.random() < 0.3:
+                town.turn()
+        waiting = b""
+    return said
 
 
-def _end(random: Random, town: Town, wire: Wire) -> None:
+def _end(random: Random, town: Town, wire: Wire, may_vanish: bool = True) -> None:
     """Some peers vanish at once; some wait for what comes."""
     kind = random.random()
-    if kind < 0.1:
+    if kind < 0.1 and may_vanish:
         wire.lose()
     town.turn(20.0 if kind > 0.99 else 0.02)
 
@@ -257,17 +274,20 @@ class WebSocketTarget(Target):
         wire = random.choice(town.shards).http(random.choice((300, 5000)) if random.random() < 0.05 else None)
         if random.random() < 0.2:
             wire.say(head + self.sent[0])
-            _say(random, town, wire, b"".join(self.sent[1:]))
+            said = 1 + _say(random, town, wire, self.sent[1:])
         else:
             wire.say(head)
-            _say(random, town, wire, b"".join(self.sent))
+            said = _say(random, town, wire, self.sent)
         _end(random, town, wire)
         wire.drain()
         self._note(wire.take(), is_protobuf)
         wire.lose()
-        return len(self.sent)
+        return said
 
     def _note(self, data: bytes, is_protobuf: bool) -> None:
+        if not data:
+            self.told["no answer"] += 1  # it has vanished too soon
+            return
         head, _, rest = data.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
         answers, _ = websocket_answers(rest)
@@ -306,14 +326,14 @@ class HttpTarget(Target):
         self._open_stream(town)
         self.sent = requests.conversation(random)
         wire = town.shards[0].http()
-        _say(random, town, wire, b"".join(self.sent).replace(SESSION, self._secret))
+        said = _say(random, town, wire, [each.replace(SESSION, self._secret) for each in self.sent])
         _end(random, town, wire)
         self._note(wire.take())
         wire.lose()
         assert self._stream is not None
         for code in _LAST_PUSH.findall(self._stream.take()):
             note_code(self.told, int(code))
-        return len(self.sent)
+        return said
 
     def _note(self, data: bytes) -> None:
         for status in _STATUS.findall(data):

@@ -19,7 +19,8 @@ from spread.node.wire.messages import (
     SubscribeRequest,
     SubscribeResult,
 )
-from tests.fuzz.corpus import token
+from tests.fuzz.corpus import HANDSHAKE, token
+from tests.fuzz.requests import written
 from tests.fuzz.town import PROTOBUF, Caller, Faults, Town
 
 YEARS_52000 = 1_640_995_200_000
@@ -50,4 +51,19 @@ def test_who_expires_in_the_far_future_is_told_as_much_as_32_bits_hold(codec: ob
             assert getattr(told[kind], "ttl", 0) == TTL_MAX_SECONDS, told
         assert told[Push] == Push("", Refresh(True, TTL_MAX_SECONDS))
         assert faults.found == []
+        town.stop()
+
+
+@pytest.mark.parametrize("name", [b"Connection", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Version"])
+@pytest.mark.parametrize("value", [b"\x05Upgrade", b"a\x00b", b"a\x7f"])
+def test_control_characters_in_the_handshake_of_a_websocket(name: bytes, value: bytes) -> None:
+    with Faults() as faults:
+        town = Town()
+        wire = town.shards[0].http()
+        headers = tuple((each, value if each == name else good) for each, good in HANDSHAKE)
+        wire.say(written((b"GET", b"/connection/websocket", headers, b"")))
+        town.turn()
+        assert wire.take().startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 426 "))
+        assert faults.found == []
+        wire.lose()
         town.stop()

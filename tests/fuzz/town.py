@@ -3,6 +3,7 @@ still; and witnesses: well-behaved clients that must notice nothing of what othe
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from itertools import count
@@ -29,7 +30,20 @@ from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.session.contract import Visit
 from spread.node.wire import client_json, client_protobuf
-from spread.node.wire.messages import Command, ConnectRequest, PublishRequest, Push, Reply, SubscribeRequest
+from spread.node.wire import json as wire_json
+from spread.node.wire.delta import apply
+from spread.node.wire.messages import (
+    Command,
+    ConnectRequest,
+    Error,
+    Publication,
+    PublishRequest,
+    Push,
+    Reply,
+    Request,
+    SubscribeRequest,
+    Unsubscribe,
+)
 from tests.fakes import identity
 from tests.fuzz import corpus
 from tests.fuzz.wires import Wire
@@ -215,35 +229,71 @@ class Witness:
     """A client that does all as it should, and must get all that it should."""
 
     CHANNEL = "witness:box"
+    """Where witnesses speak to each other."""
+    DELTA = "delta:a"
+    PUBLIC = ("room", "stream:a", "newest:a", "plain:a", "binary:a", "object:a", DELTA)
+    """Where they hear what others say."""
 
     def __init__(self, shard: Shard, codec: Codec) -> None:
         self.caller = Caller(shard, codec)
         self.town = shard.town
         self.heard: list[bytes] = []
         self.pings = 0
+        self.publications = 0
+        """Of others."""
+        self.deltas: dict[int, bytes] = {}
+        """The last publications in ``DELTA``, put together, by their offsets."""
+        self._base = b""
         self._pinged_at = self.town.clock.seconds()
-        self._published = 0
-        connect = ConnectRequest(token=corpus.token(sub="witness"))
-        self.caller.ask(Command(1, connect), Command(2, SubscribeRequest(channel=self.CHANNEL)))
+        self._last_id = 1
+        self.caller.ask(Command(1, ConnectRequest(token=corpus.token(sub="witness"))))
+        for channel in (self.CHANNEL, *self.PUBLIC):
+            self._subscribe(channel)
+
+    def _subscribe(self, channel: str) -> None:
+        delta = "fossil" if channel == self.DELTA else ""
+        self._ask(SubscribeRequest(channel=channel, delta=delta, join_leave=True))
 
     def publish(self, data: bytes) -> None:
         """Say something."""
-        self._published += 1
-        self.caller.ask(Command(2 + self._published, PublishRequest(self.CHANNEL, data)))
+        self._ask(PublishRequest(self.CHANNEL, data))
+
+    def _ask(self, request: Request) -> None:
+        self._last_id += 1
+        self.caller.ask(Command(self._last_id, request))
 
     def listen(self) -> None:
         """Take what came; answer a ping."""
         if self.caller.wire.heard:
             for reply in self.caller.replies():
-                if reply.body is None:
+                body = reply.body
+                if body is None:
                     self.pings += 1
                     self._pinged_at = self.town.clock.seconds()
                     self.caller.ask(Command())
-                elif isinstance(reply.body, Push) and reply.body.channel == self.CHANNEL:
-                    self.heard.append(getattr(reply.body.event, "data", b""))
+                elif isinstance(body, Push):
+                    self._pushed(body)
+                else:
+                    assert not isinstance(body, Error), f"a witness got an error: {body}"
         assert self.caller.closed is None, f"a witness was closed: {self.caller.closed}"
         late = self.town.clock.seconds() - self._pinged_at
         assert late < PING_SECONDS + 1, f"a witness got no ping for {late} s"
+
+    def _pushed(self, push: Push) -> None:
+        event = push.event
+        if isinstance(event, Unsubscribe):
+            assert event.code >= 2500, event
+            self._subscribe(push.channel)
+        elif isinstance(event, Publication):
+            if push.channel == self.CHANNEL:
+                self.heard.append(event.data)
+                return
+            self.publications += 1
+            if push.channel == self.DELTA:
+                data = event.data if self.caller.is_protobuf else json.loads(event.data).encode()
+                self._base = apply(self._base, data, 1 << 20) if event.delta else data
+                self.deltas[event.offset] = self._base
+                self.deltas.pop(event.offset - 20, None)
 
 
 class Town:
@@ -256,9 +306,9 @@ class Town:
         self.shards = [Shard(self, number, node) for number, node in enumerate(corpus.NODES)]
         self.turn()
         self.witnesses = [Witness(self.shards[0], JSON_LINES), Witness(self.shards[1], PROTOBUF)]
-        self.turn()
         self._checks = 0
         self.check()
+        self._beginning = self._left()
 
     def turn(self, seconds: float = 0.0) -> None:
         """Let everything happen that is due, ``seconds`` from now."""
@@ -299,25 +349,33 @@ class Town:
             for witness in self.witnesses:
                 assert witness.heard == [word], f"witnesses heard {witness.heard!r} instead of {word!r}"
                 witness.heard.clear()
+        of_json, of_protobuf = (witness.deltas for witness in self.witnesses)
+        for offset in of_json.keys() & of_protobuf.keys():
+            same = wire_json.embeddable(of_protobuf[offset]) == of_json[offset]
+            assert same, f"{of_json[offset]!r} and {of_protobuf[offset]!r}"
+        of_json.clear()
+        of_protobuf.clear()
 
     def rest(self) -> None:
         """Let all that is kept for a time run out; nothing but the witnesses may be left."""
         self.turn(400.0)
-        for shard in self.shards:
-            clients = shard.gateway.clients
-            left = {
-                "sessions": len(clients.sessions),
-                "clients counted": shard.counters.clients,
-                "clients admitted": shard.admission.clients,
-                "subscriptions": shard.counters.subscriptions - 1,  # the personal channel
-                "channels": len(shard.channels) - 1,
-                "users": clients.users,
-            }
-            assert set(left.values()) == {1}, f"left behind: {left}"
-        presence = len(self.exchange.presence)
-        assert presence <= 1, f"present in {presence} channels"
+        left = self._left()
+        assert left == self._beginning, f"left behind: {left} instead of {self._beginning}"
         assert len(self.clock.calls) < 20, f"{len(self.clock.calls)} timers"
         self.check()
+
+    def _left(self) -> dict[str, list[int]]:
+        """How much there is of what comes and goes with clients, on each shard."""
+        gateways = [shard.gateway.clients for shard in self.shards]
+        return {
+            "sessions": [len(each.sessions) for each in gateways],
+            "users": [each.users for each in gateways],
+            "clients counted": [shard.counters.clients for shard in self.shards],
+            "clients admitted": [shard.admission.clients for shard in self.shards],
+            "subscriptions": [shard.counters.subscriptions for shard in self.shards],
+            "channels": [len(shard.channels) for shard in self.shards],
+            "channels with presence": [len(self.exchange.presence)],
+        }
 
     def stop(self) -> None:
         """No more of it."""
