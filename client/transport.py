@@ -178,6 +178,8 @@ class WebSocketTransport(FrameTransport):
             super().resumeProducing()
 
     def write(self, frame: bytes) -> None:
+        if self._protocol.state is not OPEN:
+            return  # the server's Close came with what the owner is being told just now
         if self._subprotocol is None:
             self._protocol.send_text(frame)
         else:
