@@ -15,6 +15,7 @@ comes after the position of that moment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -92,6 +93,7 @@ class Channel:
         "_counters",
         "_delta_members",
         "_fresh",
+        "_gone",
         "_groups",
         "_listeners",
         "history",
@@ -101,6 +103,7 @@ class Channel:
         "name",
         "position",
         "previous",
+        "since",
     )
 
     def __init__(self, name: str, history: History | None, counters: ShardCounters) -> None:
@@ -112,6 +115,9 @@ class Channel:
         """Sessions that wait for the subscription before they become members."""
         self.is_live = False
         """The hub has confirmed that the channel is heard."""
+        self.since: float = math.inf
+        """``Channels.handed_over`` of the moment in which that was: what had been handed over by then and waits
+        to be fanned out is for a channel of the same name that is no more."""
         self.position: Position | None = None
         """Of the last publication fanned out; None without history."""
         self.previous: Publication | None = None
@@ -121,9 +127,12 @@ class Channel:
         self._groups: _Groups | None = None
         self._listeners: _Groups | None = None
         # Members that get one publication in full before delta compression begins.
-        self._fresh: list[Member] = []
+        self._fresh: dict[Member, None] = {}
         self._delta_members = 0
-        self._collectors: list[Collector] = []
+        self._collectors: dict[Collector, None] = {}
+        # The outboxes of those who left while a fan-out in pieces is on; it holds them, so an id is not used
+        # again.
+        self._gone: set[int] | None = None
 
     # -- members ---------------------------------------------------------------------------------------
 
@@ -134,14 +143,14 @@ class Channel:
         if member.codec.is_delta:
             self._delta_members += 1
             if member.codec.then is not None:
-                self._fresh.append(member)
+                self._fresh[member] = None
 
     def add_with_base(self, member: Member, base: Publication) -> None:
         """The same for one with delta compression that was given ``base``, the one at ``position``."""
         self.add(member)
         if self.position is not None and base.offset == self.position.offset:
             self.previous = base
-            self._fresh.remove(member)
+            self._fresh.pop(member, None)
             self._goes_on(member)
 
     def remove(self, member: Member) -> bool:
@@ -150,10 +159,11 @@ class Channel:
             return False
         del self.members[member.number]
         self._groups = self._listeners = None
+        if self._gone is not None:
+            self._gone.add(id(member.outbox))
         if member.codec.is_delta:
             self._delta_members -= 1
-            if member.codec.then is not None:
-                self._fresh.remove(member)
+            self._fresh.pop(member, None)
             if not self._delta_members:
                 self.previous = None
         return True
@@ -179,13 +189,12 @@ class Channel:
     def collect(self, limit: int) -> Collector:
         """Keep what is fanned out from now on, until ``stop_collecting``."""
         collector = Collector(limit)
-        self._collectors.append(collector)
+        self._collectors[collector] = None
         return collector
 
     def stop_collecting(self, collector: Collector) -> None:
         """Idempotent."""
-        if collector in self._collectors:
-            self._collectors.remove(collector)
+        self._collectors.pop(collector, None)
 
     # -- events --------------------------------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class Channel:
         if self._delta_members:
             self.previous = publication
             if self._fresh:
-                fresh, self._fresh = self._fresh, []
+                fresh, self._fresh = self._fresh, {}
                 for member in fresh:
                     self._goes_on(member)
                 self._groups = self._listeners = None
@@ -254,21 +263,20 @@ class Channel:
         previous: Publication | None,
     ) -> Iterator[None]:
         encoded: dict[object, bytes | None] = {}
-        members = self.members
-        for codec, outboxes in groups:
-            frame = self._frame(codec, event, previous, encoded)
-            if frame is None:
-                continue
-            for start in range(0, len(outboxes), MEMBERS_PER_STEP):
-                piece = outboxes[start : start + MEMBERS_PER_STEP]
-                if groups is not self._groups and groups is not self._listeners:
-                    # Members may have changed since the first piece.
-                    present = {id(member.outbox) for member in members.values()}
-                    piece = tuple(outbox for outbox in piece if id(outbox) in present)
-                for outbox in piece:
-                    if outbox is not skip:
-                        outbox.write(frame)
-                yield
+        # Who has left gets no more of it, also if it is back already: then it was told of a position behind it.
+        self._gone = gone = set[int]()
+        try:
+            for codec, outboxes in groups:
+                frame = self._frame(codec, event, previous, encoded)
+                if frame is None:
+                    continue
+                for start in range(0, len(outboxes), MEMBERS_PER_STEP):
+                    for outbox in outboxes[start : start + MEMBERS_PER_STEP]:
+                        if outbox is not skip and not (gone and id(outbox) in gone):
+                            outbox.write(frame)
+                    yield
+        finally:
+            self._gone = None
 
     def _frame(
         self,
@@ -313,6 +321,8 @@ class Channels:
         self._hub = hub
         self._counters = counters
         self._by_name: dict[str, Channel] = {}
+        self.handed_over = 0
+        """Events that the hub has handed over to this shard; the fan-out counts them."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -342,6 +352,7 @@ class Channels:
         def live(position: Position | None, channel: Channel = channel) -> Channel:
             if not channel.is_live:
                 channel.is_live = True
+                channel.since = self.handed_over
                 channel.position = position
             return channel
 

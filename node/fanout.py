@@ -74,6 +74,8 @@ class Fanout:
         self._slice_seconds = slice_seconds
         self._inbox_max_bytes = inbox_max_bytes
         self._inbox: deque[tuple[str, Event]] = deque()
+        # How many were taken out of it; those that were put in are counted by the channels.
+        self._taken = 0
         # A large channel's fan-out that the last slice did not finish, and its name.
         self._begun: tuple[str, Iterator[None]] | None = None
         self._next: Timer | None = None
@@ -92,6 +94,7 @@ class Fanout:
         if self._is_stopped:
             return
         self._inbox.append((channel, event))
+        self._channels.handed_over += 1
         self._counters.inbox_bytes += _size(event)
 
     def asked(self, question: bytes) -> Deferred[bytes]:
@@ -152,9 +155,10 @@ class Fanout:
             name, event = inbox.popleft()
             size = _size(event)
             counters.inbox_bytes -= size
+            self._taken += 1
             channel = self._channels.get(name)
-            if channel is None:
-                continue  # the last member has left; the subscription lingers
+            if channel is None or self._taken <= channel.since:
+                continue  # the last member has left, and the subscription lingers; or somebody is back already
             publisher = 0
             if type(event) is Publication and event.shard == self._incarnation:
                 publisher = event.session
