@@ -553,4 +553,4 @@ def _drop(waiting: Deferred[None], waiters: list[Deferred[None]]) -> None:
 
 
 def _sentence(reason: Failure) -> str:
-    return reason.getErrorMessage() or type(reason.value).__name__
+    return reason.getErrorMessage().rstrip(".") or type(reason.value).__name__

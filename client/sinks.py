@@ -182,4 +182,4 @@ def _too_late(value: object, seconds: float) -> object:
 def _sentence(reason: Failure) -> str:
     """Twisted wraps what went wrong; this is what did."""
     inner = getattr(reason.value, "reasons", None)
-    return (inner[0] if inner else reason).getErrorMessage()
+    return (inner[0] if inner else reason).getErrorMessage().rstrip(".")
