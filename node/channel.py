@@ -116,8 +116,8 @@ class Channel:
         self.is_live = False
         """The hub has confirmed that the channel is heard."""
         self.since: float = math.inf
-        """``Channels.handed_over`` of the moment in which that was: what had been handed over by then and waits
-        to be fanned out is for a channel of the same name that is no more."""
+        """``Channels.handed_over`` of the moment in which that was: what had been handed over by then, and
+        waits to be fanned out, is for a channel of the same name that is no more."""
         self.position: Position | None = None
         """Of the last publication fanned out; None without history."""
         self.previous: Publication | None = None
@@ -263,7 +263,7 @@ class Channel:
         previous: Publication | None,
     ) -> Iterator[None]:
         encoded: dict[object, bytes | None] = {}
-        # Who has left gets no more of it, also if it is back already: then it was told of a position behind it.
+        # Who has left gets no more of it, also if it is back: then it was told of a position behind it.
         self._gone = gone = set[int]()
         try:
             for codec, outboxes in groups:

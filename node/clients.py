@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,6 +20,7 @@ from spread.node.codec import Codec
 from spread.node.control import Control, SubscribeOptions
 from spread.node.cork import Cork
 from spread.node.limits import Admission, Rate
+from spread.node.namespaces import ChannelOptions
 from spread.node.outbox import Outbox
 from spread.node.pattern import matching
 from spread.node.session.centrifuge import CentrifugeSession, SessionState
@@ -126,7 +127,8 @@ class Clients:
         assert isinstance(session, CentrifugeSession)
         of_user = self._by_user.setdefault(session.user, {})
         limit = self.shared.client.user_connection_limit
-        if limit and session.user and len(of_user) >= limit:
+        # One that was told to go, and is still sending, must not stand in the way of its successor.
+        if limit and session.user and sum(one.is_alive for one in of_user.values()) >= limit:
             return False
         of_user[session.number] = session
         return True
@@ -208,6 +210,16 @@ class Clients:
     ) -> int:
         """See ``control.Clients``."""
         ended = [one for one in self._of(user, client, session) if one.client not in whitelist]
+        if not whitelist:
+            # Those, too, that were let in and wait for their first subscriptions. Not if somebody is to
+            # stay: of two that come at the same time, each as the only one, one must be left.
+            ended += [
+                one
+                for one in self._by_user.get(user, {}).values()
+                if one.state is SessionState.CONNECTING
+                and client in ("", one.client)
+                and session in ("", one.secret)
+            ]
         for one in ended:
             one.end(disconnect)
         return len(ended)
@@ -227,18 +239,35 @@ class Clients:
         self, user: str, channel: str, *, client: str, session: str, options: SubscribeOptions
     ) -> Deferred[int]:
         """See ``control.Clients``."""
+        of_channel = self.shared.namespaces.options(channel)
+        if of_channel is None:
+            return succeed(0)
+        limit = self.shared.client.channel_limit
         working = [
-            Deferred.fromCoroutine(self._subscribe(one, channel, options))
+            self._begin(one, channel, of_channel, options)
             for one in self._of(user, client, session)
             if channel not in one.subscriptions
+            and channel not in one.subscribing
+            and len(one.subscriptions) + len(one.subscribing) < limit
         ]
         return gatherResults(working, consumeErrors=True).addCallbacks(sum, _first_reason)
 
-    async def _subscribe(self, session: CentrifugeSession, channel: str, options: SubscribeOptions) -> int:
+    def _begin(
+        self, session: CentrifugeSession, channel: str, of_channel: ChannelOptions, options: SubscribeOptions
+    ) -> Deferred[int]:
+        session.subscribing.add(channel)
+
+        def over(outcome: Any) -> Any:
+            session.subscribing.discard(channel)
+            return outcome
+
+        working = Deferred.fromCoroutine(self._subscribe(session, channel, of_channel, options))
+        return session.with_deadline(working).addBoth(over)
+
+    async def _subscribe(
+        self, session: CentrifugeSession, channel: str, of_channel: ChannelOptions, options: SubscribeOptions
+    ) -> int:
         shared = self.shared
-        of_channel = shared.namespaces.options(channel)
-        if of_channel is None or len(session.subscriptions) >= shared.client.channel_limit:
-            return 0
         since = options.recover_since
         override = options.override
         grant = Grant(
@@ -260,7 +289,7 @@ class Clients:
             offset=since.offset if since else 0,
         )
         arrival = await prepare(shared, session, request, of_channel, grant, is_server_side=True)
-        if session.state is not SessionState.CONNECTED or channel in session.subscriptions:
+        if session.state is not SessionState.CONNECTED:
             arrival.abandon()
             return 0
         try:

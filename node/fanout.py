@@ -158,7 +158,7 @@ class Fanout:
             self._taken += 1
             channel = self._channels.get(name)
             if channel is None or self._taken <= channel.since:
-                continue  # the last member has left, and the subscription lingers; or somebody is back already
+                continue  # the last member had left; the subscription lingers, or somebody is back
             publisher = 0
             if type(event) is Publication and event.shard == self._incarnation:
                 publisher = event.session

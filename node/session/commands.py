@@ -82,19 +82,19 @@ def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferre
         raise Ended(codes.BAD_PROTOCOL, "no channel")
     if shared.namespaces.is_too_long(channel):
         raise Refused(codes.BAD_REQUEST)
-    if channel in session.subscriptions:
+    if channel in session.subscriptions or channel in session.subscribing:
         raise Refused(codes.ALREADY_SUBSCRIBED)
-    if len(session.subscriptions) + session.subscribing >= shared.client.channel_limit:
+    if len(session.subscriptions) + len(session.subscribing) >= shared.client.channel_limit:
         raise Refused(codes.LIMIT_EXCEEDED)
     options = _options(session, channel)
     if shared.namespaces.why_invalid(channel):
         raise Refused(codes.BAD_REQUEST)
     if request.delta not in DELTA_TYPES:
         raise Ended(codes.BAD_PROTOCOL, f"delta {request.delta[:16]!r}")
-    session.subscribing += 1
+    session.subscribing.add(channel)
 
     def over(outcome: Any) -> Any:
-        session.subscribing -= 1
+        session.subscribing.discard(channel)
         return outcome
 
     subscribing = session.with_deadline(Deferred.fromCoroutine(_subscribed(session, request, options)))
