@@ -27,10 +27,12 @@ __all__ = [
     "COMMANDS",
     "CONNECTS",
     "EMULATIONS",
+    "FLOOD",
     "HANDSHAKE",
     "NODES",
     "PROTOBUF_COMMANDS",
     "PROTOBUF_CONNECTS",
+    "PROTOBUF_FLOOD",
     "REQUESTS",
     "SESSION",
     "Request",
@@ -90,7 +92,7 @@ def settings(ping_seconds: float = 25.0) -> Settings:
             token=TokenSettings(hmac_secret_key=SECRET),  # type: ignore[arg-type]
             subscribe_to_user_personal_channel=PersonalChannel(enabled=True),
             channel_limit=16,
-            queue_max_size=65536,
+            queue_max_size=131072,
             errors_limit=50,
             max_unacknowledged_commands=32,
             ping_interval=ping_seconds,
@@ -178,6 +180,14 @@ PROTOBUF_COMMANDS = _protobuf(COMMANDS)
 FILTERED = b'{"id":2,"subscribe":{"channel":"room","tf":{"key":"a","cmp":"eq","val":"1"}}}'
 COMMANDS += (FILTERED,)  # our client cannot send this, so it is not in Protobuf
 PROTOBUF_COMMANDS += (b"\x12\x08\x02\x2a\x0e\n\x04room\x6a\x06\n\x01a\x12\x01b",)
+
+_FLOOD = (
+    b'{"id":50,"subscribe":{"channel":"stream:a"}}',
+    *(b'{"id":%d,"publish":{"channel":"stream:a","data":"%b"}}' % (n, b"a" * 4000) for n in range(51, 91)),
+)
+FLOOD = b"\n".join(_FLOOD)
+"""More than may wait for a client that does not read."""
+PROTOBUF_FLOOD = b"".join(_protobuf(_FLOOD))
 
 EMULATIONS: tuple[bytes, ...] = tuple(
     json.dumps({"session": SESSION.decode(), "node": NODES[0], "data": data}).encode()

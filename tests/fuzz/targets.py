@@ -27,7 +27,7 @@ from spread.node.wire.messages import (
     SubscribeRequest,
 )
 from tests.fuzz import frames, requests
-from tests.fuzz.corpus import CONNECTS, HANDSHAKE, SESSION
+from tests.fuzz.corpus import CONNECTS, FLOOD, HANDSHAKE, PROTOBUF_FLOOD, SESSION
 from tests.fuzz.messages import connect_frame, json_frame, protobuf_frame
 from tests.fuzz.town import PROTOBUF, Caller, Town, replies_of
 from tests.fuzz.wires import Wire
@@ -41,6 +41,7 @@ _FAULTS = {"error 100", "close 3004", "status 500"}
 """The hub is there, so these say that the server failed."""
 
 _STATUS = re.compile(rb"(?:^|\n|(?<=\}))HTTP/1\.1 (\d{3}) [A-Z]")
+_API_ERROR = re.compile(rb'\{"error":\{"code":(\d+)')
 _LAST_PUSH = re.compile(rb'\{"push":\{"disconnect":\{"code":(\d+)')
 
 
@@ -156,6 +157,8 @@ class SessionTarget(Target):
         self.sent = [connect_frame(random, is_protobuf)]
         self.sent += [draw(random) for _ in range(random.choice((1, 2, 4, 8)))]
         room = random.choice((0, 100, 5000)) if random.random() < 0.05 else None
+        if room is not None:  # more than fits
+            self.sent.insert(1, PROTOBUF_FLOOD if is_protobuf else FLOOD)
         shard = random.choice(town.shards)
         if not is_protobuf and random.random() < 0.3:
             return self._lines(random, town, shard.json(room))
@@ -338,6 +341,8 @@ class HttpTarget(Target):
     def _note(self, data: bytes) -> None:
         for status in _STATUS.findall(data):
             note(self.told, f"status {status.decode()}")
+        for error in _API_ERROR.findall(data):
+            note(self.told, f"error {error.decode()}")
         if not data:
             self.told["no answer"] += 1
         for code in _LAST_PUSH.findall(data):
