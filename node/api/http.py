@@ -34,7 +34,15 @@ from spread.node.bodies import body_of
 from spread.node.wire.json import embeddable
 from spread.node.wire.messages import ProtocolError
 
-__all__ = ["LINES_MAX", "MAX_BODY_BYTES", "MAX_CALLS", "HttpApiSettings", "api_paths", "api_resource"]
+__all__ = [
+    "LINES_MAX",
+    "MAX_BODY_BYTES",
+    "MAX_CALLS",
+    "STATUSES",
+    "HttpApiSettings",
+    "api_paths",
+    "api_resource",
+]
 
 MAX_BODY_BYTES = 2 << 20
 """Of one request. The site's connections times this is what peers without a key can make a shard hold."""
@@ -45,7 +53,7 @@ MAX_CALLS = 256
 LINES_MAX = 1000
 """Calls of one request to ``/api``."""
 
-_STATUSES = {
+STATUSES = {
     codes.INTERNAL_ERROR.code: 500,
     codes.UNKNOWN_CHANNEL.code: 404,
     codes.METHOD_NOT_FOUND.code: 404,
@@ -214,7 +222,7 @@ class _Api(Resource):
             error = msgspec.json.encode(results.error(failed.error))
             mode = request.requestHeaders.getRawHeaders(b"x-centrifugo-error-mode")
             if (mode[0] if mode else self._settings.error_mode.encode()) == b"transport":
-                return _STATUSES[failed.error.code], error
+                return STATUSES[failed.error.code], error
             return 200, b'{"error":%b}' % error
         return 200, result if method == "batch" else b'{"result":%b}' % result
 

@@ -14,6 +14,7 @@ from spread.hub.api import History, Load, ShardIdentity
 from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.reactor import Clock as AnyClock
 from spread.node.api import Methods
+from spread.node.api.methods import Namespaces
 from spread.node.codes import Disconnect
 from spread.node.control import Control, SubscribeOptions
 from spread.node.metrics import ShardCounters
@@ -136,15 +137,14 @@ async def _failing(error: Exception) -> int:
 class Shard(Ears):
     """One shard: a memory hub, its clients, and the server API before them."""
 
-    def __init__(self, exchange: Exchange, number: int) -> None:
+    def __init__(self, exchange: Exchange, number: int, namespaces: Namespaces) -> None:
         super().__init__()
         self.incarnation = f"{number + 0xA0:016x}"
         self.hub = MemoryHub(exchange, self.incarnation)
         self.clients = FakeClients()
         self.control = Control(self.hub, self.clients)
         self.counters = ShardCounters()
-        self.namespaces = FakeNamespaces()
-        self.methods = Methods(self.hub, self.control, self.namespaces, self.counters)
+        self.methods = Methods(self.hub, self.control, namespaces, self.counters)
         self.hub.start(self)
         identity = ShardIdentity(
             incarnation=self.incarnation, host="here", pid=number + 1, machine="", started="", version="0.1"
@@ -171,11 +171,12 @@ class Shard(Ears):
 class Cluster:
     """Two shards that share an exchange."""
 
-    def __init__(self, clock: AnyClock | None = None) -> None:
+    def __init__(self, clock: AnyClock | None = None, namespaces: Namespaces | None = None) -> None:
         self.clock = Clock()
         self.exchange = Exchange(clock or self.clock, publish_seconds=5.0)
-        self.first = Shard(self.exchange, 0)
-        self.second = Shard(self.exchange, 1)
+        self.first, self.second = (
+            Shard(self.exchange, number, namespaces or FakeNamespaces()) for number in (0, 1)
+        )
 
     def stop(self) -> None:
         self.first.hub.stop()
