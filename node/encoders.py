@@ -26,6 +26,7 @@ from spread.node.wire.text import line_of
 __all__ = [
     "TEXT",
     "codec_of",
+    "data_for",
     "encode_json",
     "encode_protobuf",
     "json_info",
@@ -71,6 +72,11 @@ def _embedded(info: bytes) -> bytes:
         return json.embeddable(info)
     except messages.ProtocolError:
         return b""
+
+
+def data_for(codec: Codec, data: bytes) -> bytes:
+    """What a token or a backend says to a client of this codec; b"" if its protocol cannot carry that."""
+    return _embedded(data) if data and codec.protocol == "json" else data
 
 
 def json_info(info: ClientInfo | None) -> messages.ClientInfo | None:

@@ -55,6 +55,13 @@ MAX_UNACKNOWLEDGED_BYTES = 131072
 """Data of a client's publications that may be on their way to the hub; above it the client is not read."""
 
 
+MAX_UNREAD_BYTES = 131072
+"""Frames of an emulated client that wait while it should not be read; TCP cannot tell it to wait, since each
+frame comes with a request of its own. One more, and it is disconnected."""
+
+FRAME_BYTES = 200
+"""What a frame that waits costs besides its bytes."""
+
 Outcome = messages.Result | None
 """What a command comes to; ``None``: no reply."""
 
@@ -102,6 +109,8 @@ class CentrifugeSession:
         "_open_commands",
         "_replies",
         "_run",
+        "_unread",
+        "_unread_bytes",
         "_waiting",
         "_working",
         "client",
@@ -168,6 +177,8 @@ class CentrifugeSession:
         self._errors_since = -math.inf
         self._is_reading = True
         self._is_held = False
+        self._unread: deque[bytes] | None = None
+        self._unread_bytes = 0
         now = shared.clock.seconds()
         limit = shared.client.commands_per_second
         self._commands_rate = Rate(limit, now) if limit else None
@@ -186,6 +197,11 @@ class CentrifugeSession:
         return self.state is SessionState.CONNECTED
 
     @property
+    def is_reading(self) -> bool:
+        """What it says is taken in."""
+        return self._is_reading
+
+    @property
     def _wire(self) -> Wire:
         assert self.codec.wire is not None
         return self.codec.wire
@@ -193,6 +209,9 @@ class CentrifugeSession:
     def received(self, frame: bytes) -> None:
         """See ``contract.EdgeSession``."""
         if not self.is_alive:
+            return
+        if self.visit.is_emulated and not self._is_reading:
+            self._put_off(frame)
             return
         self.shared.counters.messages_in += 1
         try:
@@ -456,8 +475,8 @@ class CentrifugeSession:
 
     def _read_or_not(self) -> None:
         """Read the client only while what it says can be worked on."""
-        if not self.is_alive:
-            return
+        if not self.is_alive or self._is_batching:
+            return  # looked at again at the end of the batch
         # Stop at the limit, go on at half of it: not one pause for each command.
         share = 1.0 if self._is_reading else 0.5
         is_crowded = (
@@ -469,9 +488,26 @@ class CentrifugeSession:
             self._is_reading = wanted
             if wanted:
                 self._edge.resume_reading()
+                self._read_what_waits()
             else:
                 self.shared.counters.reading_pauses += is_crowded
                 self._edge.pause_reading()
+
+    def _put_off(self, frame: bytes) -> None:
+        if self._unread_bytes >= MAX_UNREAD_BYTES:
+            self.note("3013 too many requests", f"{self._unread_bytes} bytes of commands wait already")
+            self.end(codes.TOO_MANY_COMMANDS)
+            return
+        if self._unread is None:
+            self._unread = deque()
+        self._unread.append(frame)
+        self._unread_bytes += len(frame) + FRAME_BYTES
+
+    def _read_what_waits(self) -> None:
+        while self._unread and self._is_reading and self.is_alive:
+            frame = self._unread.popleft()
+            self._unread_bytes -= len(frame) + FRAME_BYTES
+            self.received(frame)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -516,7 +552,7 @@ class CentrifugeSession:
 
     def _leave(self) -> None:
         """Leave all channels; cancel what was begun."""
-        self._waiting = self._busy = None
+        self._waiting = self._busy = self._unread = None
         working, self._working = self._working, None
         for result in list(working or ()):
             result.cancel()

@@ -101,8 +101,11 @@ def _server_side(
         options = shared.namespaces.options(name)
         if options is None:
             raise Ended(codes.BAD_PROTOCOL, f"unknown namespace of {name!r}")
-        allowed = may_subscribe(options, session.user, shared.namespaces.users_of(name))
-        if shared.client.insecure or (allowed and not shared.namespaces.is_private(name)):
+        # What it could not subscribe to by itself is passed over.
+        if shared.namespaces.is_private(name) or shared.namespaces.why_invalid(name):
+            continue
+        limited_to = shared.namespaces.users_of(name)
+        if shared.client.insecure or may_subscribe(options, session.user, limited_to):
             wanted[name] = Grant()
     return wanted
 
@@ -123,7 +126,8 @@ async def _prepare_all(
             options = shared.namespaces.options(name)
             if options is None:
                 raise Refused(codes.UNKNOWN_CHANNEL, f"unknown namespace of {name!r}")
-            if shared.namespaces.why_invalid(name):
+            # What clients may type is no rule for what a backend grants, nor for users' personal channels.
+            if not name or shared.namespaces.is_too_long(name):
                 raise Refused(codes.BAD_REQUEST, f"{name!r} is no channel")
             known = request.subs.get(name) or SubscribeRequest()
             asked = SubscribeRequest(

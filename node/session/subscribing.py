@@ -22,7 +22,7 @@ from spread.hub.errors import HubError
 from spread.node import codes
 from spread.node.channel import Channel, Collector
 from spread.node.codec import Codec
-from spread.node.encoders import recovered_for
+from spread.node.encoders import data_for, recovered_for
 from spread.node.jwks import JwksUnavailable
 from spread.node.keys import TokenExpired, TokenInvalid
 from spread.node.namespaces import ChannelOptions
@@ -228,7 +228,7 @@ class Arrival:
         request, grant, options = self._request, self._grant, self._options
         position = self._channel.position or Position("", 0)
         missed = self._missed(position) if self._is_recovering else None
-        if self._is_recovering and missed is None and request.flag & FLAG_REJECT_UNRECOVERABLE:
+        if request.recover and self._is_recovering and missed is None and self._rejects_holes:
             self.abandon()
             raise Refused(codes.UNRECOVERABLE_POSITION)
         codec = self._subscriber.codec
@@ -258,10 +258,10 @@ class Arrival:
             positioned=self._is_positioned,
             epoch=position.epoch if self._is_positioned else "",
             offset=(request.offset if is_stream else position.offset) if self._is_positioned else 0,
-            was_recovering=self._is_recovering,
+            was_recovering=self._is_recovering and request.recover,
             recovered=missed is not None,
             publications=recovered_for(codec, missed or ()),
-            data=grant.data,
+            data=data_for(codec, grant.data),
             delta=codec.is_delta,
         )
         if missed and codec.is_delta:
@@ -270,6 +270,10 @@ class Arrival:
             self._channel.add(subscription)
         self._end()
         return subscription, result
+
+    @property
+    def _rejects_holes(self) -> bool:
+        return bool(self._request.flag & FLAG_REJECT_UNRECOVERABLE)
 
     def _missed(self, now: Position) -> list[Publication] | None:
         stream, collector = self._stream, self._collector

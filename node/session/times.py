@@ -30,6 +30,8 @@ class Clocked(Protocol):
     def is_alive(self) -> bool: ...
     @property
     def is_connected(self) -> bool: ...
+    @property
+    def is_reading(self) -> bool: ...
     def end(self, disconnect: codes.Disconnect) -> None: ...
     def note(self, what: str, why: str) -> None: ...
     def ping(self) -> None: ...
@@ -78,13 +80,16 @@ class Times:
             session.note("3502 stale", "it has not connected in time")
             session.end(codes.STALE)
             return
+        client = session.shared.client
         if self._pong_by <= now:
-            session.end(codes.NO_PONG)
-            return
+            if session.is_reading:
+                session.end(codes.NO_PONG)
+                return
+            # Its answer may be behind what we do not read just now.
+            self._pong_by = now + client.pong_timeout
         self._check_expiry()
         if not session.is_alive:
             return
-        client = session.shared.client
         if self._ping_at <= now:
             session.ping()
             self._ping_at = now + client.ping_interval

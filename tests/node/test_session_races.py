@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from spread.hub.api import Broken, Format, Position, Publication, PublishOptions
 from spread.node import channel as channel_module
 from spread.node import codes
 from spread.node.control import SubscribeOptions
-from tests.node.people import OPEN, City, namespaces, token
+from spread.node.session.centrifuge import MAX_UNREAD_BYTES
+from spread.node.settings import PersonalChannel
+from tests.node.people import OPEN, City, Person, namespaces, token
 
 FOLLOWED = structs.replace(OPEN, force_recovery=True)
 
@@ -160,7 +164,7 @@ def test_a_subscription_of_the_api_comes_before_one_of_the_client() -> None:
     assert [result_of(one) for one in asked] == [1, 0]
     told = ann.told
     assert [reply["error"]["code"] for reply in told if reply.get("id") == 2] == [105]
-    assert ["subscribe" in reply["push"] for reply in told if "push" in reply][0]
+    assert next("subscribe" in reply["push"] for reply in told if "push" in reply)
     assert set(ann.asks(presence={"channel": "a"})["presence"]["presence"]) == {ann.client}
     assert shard.counters.subscriptions == 1
     ann.leaves()
@@ -220,3 +224,116 @@ def test_who_is_just_connecting_is_disconnected_too() -> None:
     ann.leaves()
     bob.leaves()
     nothing_is_left(city)
+
+
+# --- emulated clients, whose frames come whether they are wanted or not ---------------------------------
+
+
+def emulated(city: City) -> Person:
+    ann = city.person(is_emulated=True)
+    ann.says({"id": 1, "connect": {}})
+    city.turn()
+    ann.told.clear()
+    return ann
+
+
+def test_an_emulated_client_that_should_not_be_read_waits_in_order() -> None:
+    city = City(max_unacknowledged_commands=4)
+    ann = emulated(city)
+    shard = city.shards[0]
+    ann.subscribes("a")
+    city.turn()
+    ann.told.clear()
+    city.exchange.cut()
+    for number in range(40):
+        publication = {"channel": "a", "data": number}
+        shard.clients.emulate(
+            ann.session.secret, json.dumps({"id": 100 + number, "publish": publication}).encode()
+        )
+    assert shard.hub.counters.journal_publications == 4, "the rest has not been read"
+    city.exchange.restore()
+    city.turn()
+    told = ann.told
+    assert [reply["push"]["pub"]["data"] for reply in told if "push" in reply] == list(range(40))
+    assert sorted(reply["id"] for reply in told if "id" in reply) == list(range(100, 140))
+
+
+def test_what_an_emulated_client_may_leave_waiting_has_a_limit() -> None:
+    city = City(max_unacknowledged_commands=4)
+    ann = emulated(city)
+    shard = city.shards[0]
+    city.exchange.cut()
+    frame = json.dumps({"id": 5, "publish": {"channel": "a", "data": "x" * 1000}}).encode()
+    sent = 0
+    while ann.closed is None and sent < 1000:
+        shard.clients.emulate(ann.session.secret, frame)
+        sent += 1
+    assert ann.closed == (3013, "too many requests")
+    assert sent * len(frame) < 4 * len(frame) + 2 * MAX_UNREAD_BYTES
+    ann.leaves()
+    city.exchange.restore()
+    nothing_is_left(city)
+
+
+def test_a_pong_behind_what_is_not_read_is_waited_for() -> None:
+    city = City(max_unacknowledged_commands=2, ping_interval=10.0, pong_timeout=2.0)
+    ann = emulated(city)
+    shard = city.shards[0]
+    city.turn(8)
+    city.exchange.cut()
+    city.turn(1)
+    for number in range(3):
+        ann.says({"id": 5 + number, "publish": {"channel": "a", "data": 1}})
+    assert not ann.is_reading
+    city.turn(1)
+    shard.clients.emulate(ann.session.secret, b"{}")
+    city.turn(2)
+    assert ann.closed is None
+    city.exchange.restore()
+    city.turn(2)
+    assert ann.closed is None
+    city.turn(20)
+    assert ann.closed == (3012, "no pong")
+
+
+# --- words of the protocol ------------------------------------------------------------------------------
+
+
+def test_a_cache_that_is_empty_is_no_hole_for_who_comes_for_the_first_time() -> None:
+    city = City(namespaces(structs.replace(FOLLOWED, force_recovery_mode="cache", auto_cache_recovery=True)))
+    ann, bob = city.guest(), city.guest()
+    assert "was_recovering" not in ann.subscribes("a", flag=2)
+    publish(city, "a", 1)
+    city.turn()
+    result = bob.subscribes("a", flag=2)
+    assert result["recovered"] and "was_recovering" not in result
+    assert [one["data"] for one in result["publications"]] == [1]
+    bob.asks(unsubscribe={"channel": "a"})
+    assert bob.subscribes("a", recover=True)["was_recovering"]
+    city.shards[0].hub.remove_history("a")
+    bob.asks(unsubscribe={"channel": "a"})
+    reply = bob.asks(subscribe={"channel": "a", "recover": True, "epoch": "x", "offset": 1, "flag": 2})
+    assert reply["error"]["code"] == 112
+
+
+def test_personal_channels_are_not_typed_by_anybody() -> None:
+    city = City(subscribe_to_user_personal_channel=PersonalChannel(enabled=True))
+    ann = city.guest(token=token(sub="Zoë"))
+    assert set(ann.greeting["subs"]) == {"#Zoë"}
+
+
+def test_names_that_a_client_may_not_have_from_the_start_are_passed_over() -> None:
+    city = City()
+    ann = city.guest(subs={"a": {}, "x" * 300: {}, "naïve": {}, "$b": {}})
+    assert set(ann.greeting["subs"]) == {"a"}
+    city = City(insecure=True)
+    ann = city.guest(subs={"a": {}, "$b": {}})
+    assert set(ann.greeting["subs"]) == {"a"}, "a private channel takes a token, always"
+
+
+def test_data_that_is_no_json_breaks_no_reply() -> None:
+    city = City()
+    binary, pretty = b64encode(b"\n\xff").decode(), b64encode(b'{\n "x": 1\n}').decode()
+    ann = city.guest(token=token(sub="ann", subs={"a": {"b64data": binary}, "b": {"b64data": pretty}}))
+    assert "data" not in ann.greeting["subs"]["a"]
+    assert ann.greeting["subs"]["b"]["data"] == {"x": 1}
