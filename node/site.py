@@ -43,14 +43,19 @@ class _Answer(Resource):
         else:
             status, content_type, body = 405, "application/json", b'{"error":"only GET and HEAD"}\n'
             request.setHeader(b"allow", b"GET, HEAD")
-        request.setResponseCode(status)
-        request.setHeader(b"content-type", content_type.encode())
-        request.setHeader(b"cache-control", b"no-store")
-        if request.method == b"HEAD":
-            # Twisted would cut off a body, and log that each time.
-            request.setHeader(b"content-length", b"%d" % len(body))
-            return b""
-        return body
+        return _answered(request, status, content_type, body)
+
+
+def _answered(request: HttpRequest, status: int, content_type: str, body: bytes) -> bytes:
+    """Set what goes with an answer; gives what ``render`` returns."""
+    request.setResponseCode(status)
+    request.setHeader(b"content-type", content_type.encode())
+    request.setHeader(b"cache-control", b"no-store")
+    if request.method == b"HEAD":
+        # Twisted would cut off a body, and log that each time.
+        request.setHeader(b"content-length", b"%d" % len(body))
+        return b""
+    return body
 
 
 class _Root(Resource):
@@ -62,11 +67,13 @@ class _Root(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._resources = resources
         here = " ".join(path.decode() for path in resources)
-        body = msgspec.json.encode({"error": "not found", "here": here}) + b"\n"
-        self._nothing = answering(lambda: (404, "application/json", body))
+        self._nothing = msgspec.json.encode({"error": "not found", "here": here}) + b"\n"
 
     def render(self, request: HttpRequest) -> Any:
-        return self._resources.get(request.path, self._nothing).render(request)
+        resource = self._resources.get(request.path)
+        if resource is not None:
+            return resource.render(request)
+        return _answered(request, 404, "application/json", self._nothing)
 
 
 def answering(answer: Callable[[], tuple[int, str, bytes]]) -> Resource:
