@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import quote
 
 from spread.node.keys import sign
@@ -55,15 +56,21 @@ def token(**claims: object) -> str:
 
 def settings(ping_seconds: float = 25.0) -> Settings:
     """All that is public is open, so that mutated frames get far; limits are low, so that they are met."""
-    may = {
+    may: dict[str, Any] = {
         f"allow_{what}_for_{who}": True
         for what in ("subscribe", "publish", "presence", "history")
         for who in ("client", "anonymous")
     }
     kept = {"history_size": 20, "history_ttl": 60.0, "history_meta_ttl": 120.0}
-    everything = {"presence": True, "join_leave": True, "force_push_join_leave": True, **kept, **may}
-    options = NamespaceOptions(**everything, allow_positioning=True, allow_recovery=True)  # type: ignore[arg-type]
-    named: dict[str, dict[str, object]] = {
+    everything: dict[str, Any] = {
+        "presence": True,
+        "join_leave": True,
+        "force_push_join_leave": True,
+        **kept,
+        **may,
+    }
+    options = NamespaceOptions(**everything, allow_positioning=True, allow_recovery=True)
+    named: dict[str, dict[str, Any]] = {
         "plain": may,
         "closed": {},
         "stream": {**everything, "force_recovery": True},
@@ -89,7 +96,7 @@ def settings(ping_seconds: float = 25.0) -> Settings:
         client=ClientSettings(
             allow_anonymous_connect_without_token=True,
             allowed_origins=("https://*.example.com",),
-            token=TokenSettings(hmac_secret_key=SECRET),  # type: ignore[arg-type]
+            token=TokenSettings(hmac_secret_key=SECRET),
             subscribe_to_user_personal_channel=PersonalChannel(enabled=True),
             channel_limit=16,
             queue_max_size=131072,
@@ -101,9 +108,9 @@ def settings(ping_seconds: float = 25.0) -> Settings:
         ),
         channel=ChannelSettings(
             without_namespace=options,
-            namespaces=tuple(Namespace(name=name, **each) for name, each in named.items()),  # type: ignore[arg-type]
+            namespaces=tuple(Namespace(name=name, **each) for name, each in named.items()),
         ),
-        http_api=HttpApiSettings(key=API_KEY),  # type: ignore[arg-type]
+        http_api=HttpApiSettings(key=API_KEY),
         http_stream=HttpStreamSettings(enabled=True),
         sse=SseSettings(enabled=True),
         websocket=WebSocketSettings(compression=True, compression_min_size=20),

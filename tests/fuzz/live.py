@@ -16,6 +16,7 @@ from tests.fuzz.corpus import HANDSHAKE, SESSION, settings, token
 from tests.fuzz.messages import connect_frame, json_frame
 from tests.fuzz.mutate import chance
 from tests.fuzz.play import MAX_FAILURES, Failure, Outcome, resident_bytes
+from tests.fuzz.targets import websocket_answers
 from tests.live.processes import Node, home, started, until
 
 __all__ = ["play_live"]
@@ -81,10 +82,11 @@ def _exchange(port: int, pieces: list[bytes], seconds: float) -> tuple[bytes, in
 class _Live:
     """One node, and what is sent to it."""
 
-    def __init__(self, node: Node, http: int, lines: int, outcome: Outcome) -> None:
+    def __init__(self, node: Node, http: int, lines: int, ops: int, outcome: Outcome) -> None:
         self.node = node
         self.http = http
         self.lines = lines
+        self.ops = ops
         self.outcome = outcome
         self.sent: list[bytes] = []
 
@@ -122,20 +124,25 @@ class _Live:
         for status in re.findall(rb"(?:^|\n|(?<=\}))HTTP/1\.1 (\d{3}) [A-Z]", answer):
             told[f"status {status.decode()}"] += 1
             assert status != b"500", answer
+        if answer.startswith(b"HTTP/1.1 101 ") and kind < 0.4:
+            answers, _ = websocket_answers(answer.partition(b"\r\n\r\n")[2])
+            for payload in (payload for opcode, payload in answers if opcode == 8):
+                told[f"close {int.from_bytes(payload[:2], 'big') or 'none'}"] += 1
         for code in re.findall(rb'"disconnect":\{"code":(\d+)', answer):
             told[f"close {code.decode()}"] += 1
-            assert code != b"3004", answer
         for error in re.findall(rb'"error":\{"code":(\d+)', answer):
             told[f"error {error.decode()}"] += 1
-            assert error != b"100", answer
+        assert not told["close 3004"] and not told["error 100"], answer
 
     def check(self) -> None:
         """It lives, says nothing of faults, and is healthy."""
         assert self.node.process.poll() is None, self.node.stderr()
         log = self.node.stderr()
         assert "Traceback" not in log, log[log.index("Traceback") - 300 :][:3000]
-        answer, _ = _exchange(self.http, [b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"], 5)
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        for port, path in ((self.http, b"/health"), (self.ops, b"/readyz")):
+            asked = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
+            answer, _ = _exchange(port, [asked], 5)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
 
 
 def play_live(seed: int, count: int, first: int = 0) -> Outcome:
@@ -149,12 +156,13 @@ def play_live(seed: int, count: int, first: int = 0) -> Outcome:
         for section in ("node", "hub", "text"):
             del made[section]
         config.write_bytes(msgspec.json.encode(made))
-        node = started(stack, "--shard", "0", "--json", "127.0.0.1:0", "--config", str(config), home=path)
+        ports = ("--json", "127.0.0.1:0", "--ops", "127.0.0.1:0")
+        node = started(stack, "--shard", "0", *ports, "--config", str(config), home=path)
         until(lambda: node.ready or node.process.poll() is not None, 30, "the ready line")
         found = READY.fullmatch(node.ready[0][1]) if node.ready else None
         assert found, (node.ready, node.stderr())
-        http, lines = (int(found[index].rpartition(":")[2]) for index in (3, 4))
-        live = _Live(node, http, lines, outcome)
+        http, lines, ops = (int(found[index].rpartition(":")[2]) for index in (3, 4, 5))
+        live = _Live(node, http, lines, ops, outcome)
         witness = _Witness(lines)
         stack.callback(witness.close)
         case = first

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -13,7 +15,7 @@ from spread.node.wire.messages import ProtocolError
 from tests.fuzz.corpus import COMMANDS, CONNECTS, PROTOBUF_COMMANDS, PROTOBUF_CONNECTS
 from tests.fuzz.mutate import BOUNDARIES, MAX_BYTES, long_text, mutated
 
-__all__ = ["connect_frame", "json_frame", "json_text", "protobuf_frame", "protobuf_message"]
+__all__ = ["connect_frame", "json_frame", "json_text", "protobuf_frame", "protobuf_message", "still_command"]
 
 _DEEP = (10, 100, 900, 1100, 20_000)
 _NAMES = ("id", "connect", "subscribe", "publish", "data", "channel", "token", "subs", "since", "offset", "x")
@@ -86,6 +88,13 @@ def _frame(random: Random, good: Sequence[bytes], between: bytes, change: _Chang
     return mutated(random, between.join(several), good)
 
 
+def still_command(random: Random, is_protobuf: bool) -> bytes:
+    """One good command, of which some values are others of the same type."""
+    command = random.choice(_HARMLESS)
+    made = command if random.random() < 0.4 else _gentle_json(random, command)
+    return _as_protobuf(made, command) if is_protobuf else made
+
+
 # --- still commands ------------------------------------------------------------------------------------
 
 
@@ -103,13 +112,21 @@ def _gentle_json(random: Random, text: bytes) -> bytes:
 
 def _gentle_protobuf(random: Random, delimited: bytes) -> bytes:
     """The same in Protobuf: another command than the one given."""
-    try:
-        [command] = wire_json.decode(_gentle_json(random, random.choice(COMMANDS)))
-        return client_protobuf.encode_command(command)
-    except (ProtocolError, ValueError, AttributeError):
-        return delimited  # it cannot be said in Protobuf
+    return _as_protobuf(_gentle_json(random, random.choice(COMMANDS)), COMMANDS[0])
 
 
+def _as_protobuf(line: bytes, otherwise: bytes) -> bytes:
+    """A command of JSON; or another one, if it cannot be said in Protobuf."""
+    for each in (line, otherwise):
+        with suppress(ProtocolError, ValueError, AttributeError):
+            return client_protobuf.encode_command(wire_json.decode(each)[0])
+    return PROTOBUF_COMMANDS[0]
+
+
+_HARMLESS = tuple(
+    each for each in COMMANDS if not re.search(rb'"(ping|send|refresh|sub_refresh|delta)"', each)
+)
+"""Those that do not end a session even if its user is another."""
 _OPTIONS = {
     "subscribe": ("recover", "epoch", "offset", "positioned", "recoverable", "join_leave", "flag", "type"),
     "history": ("limit", "since", "reverse"),
@@ -292,7 +309,8 @@ def _changed_fields(random: Random, fields: list[_Field]) -> list[_Field]:
 
 
 def _number(random: Random) -> int:
-    return random.choice((*range(1, 20), 100, 18999, 19000, 2**29 - 1, 2**29, 0))
+    number: int = random.choice((*range(1, 20), 100, 18999, 19000, 2**29 - 1, 2**29, 0))
+    return number
 
 
 def _content(random: Random) -> Any:

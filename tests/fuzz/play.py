@@ -2,7 +2,8 @@
 
 1.  Nothing is raised and no fault is logged, whatever was sent.
 2.  The witnesses get all their messages and pings.
-3.  At the end nothing is left: no session, no subscription, no timer, no object, no memory, within bounds.
+3.  No case takes long.
+4.  At the end nothing is left: no session, no subscription, no timer, no object, no memory, within bounds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,41 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spread.node.wire import client_json, client_protobuf, json, protobuf
+from tests.fuzz.messages import json_frame, protobuf_frame
 from tests.fuzz.mutate import chance
-from tests.fuzz.targets import TARGETS, HttpTarget
+from tests.fuzz.storms import StormTarget
+from tests.fuzz.targets import CodecTarget, HttpTarget, SessionTarget, Target, WebSocketTarget
 from tests.fuzz.town import Faults, Town
 
-__all__ = ["OBJECTS_MAX", "RESIDENT_MAX_BYTES", "Outcome", "play", "resident_bytes"]
+__all__ = ["OBJECTS_MAX", "RESIDENT_MAX_BYTES", "TARGETS", "Failure", "Outcome", "play", "resident_bytes"]
+
+
+def _targets() -> dict[str, Callable[[], Target]]:
+    return {
+        "json": lambda: CodecTarget(
+            "json",
+            json_frame,
+            json.decode,
+            client_json.encode_command,
+            (json.decode_emulation, json.embeddable, client_json.decode_replies),
+        ),
+        "protobuf": lambda: CodecTarget(
+            "protobuf",
+            protobuf_frame,
+            protobuf.decode,
+            client_protobuf.encode_command,
+            (protobuf.decode_emulation, client_protobuf.decode_replies),
+        ),
+        "session": SessionTarget,
+        "websocket": WebSocketTarget,
+        "http": HttpTarget,
+        "storm": StormTarget,
+    }
+
+
+TARGETS = _targets()
+"""Makes each target, by its name."""
 
 CASES_PER_CHECK = 200
 WARM_SHARE = 0.1
@@ -29,6 +60,8 @@ OBJECTS_MAX = 5_000
 """By how many objects a run may grow after that."""
 RESIDENT_MAX_BYTES = 48 << 20
 """And by how much memory. An allocator keeps some of what single large frames have taken."""
+CASE_MAX_SECONDS = 2.0
+"""Of processor time for one case, its mutation included: no client may stop a shard for long."""
 MAX_FAILURES = 5
 
 
@@ -64,6 +97,8 @@ class Outcome:
     objects: tuple[int, int] = (0, 0)
     """After the warm-up and at the end."""
     resident: tuple[int, int] = (0, 0)
+    slowest: float = 0.0
+    """Seconds of processor time of the slowest case."""
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -126,6 +161,7 @@ def play(
         case = first
         while outcome.frames < frames and len(outcome.failures) < MAX_FAILURES:
             is_harmed = False
+            case_began = time.process_time()
             try:
                 outcome.frames += target.play(chance(seed, target_name, case), town)
                 town.turn(0.05)
@@ -135,6 +171,10 @@ def play(
                 failed(case, _told(error))
                 is_harmed = True
                 outcome.frames += 1
+            took = time.process_time() - case_began
+            outcome.slowest = max(outcome.slowest, took)
+            if took > CASE_MAX_SECONDS:
+                failed(case, f"it took {took:.1f} s of processor time")
             found = faults.take()
             if found:
                 failed(case, "logged: " + "\n".join(found))

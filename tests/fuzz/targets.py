@@ -15,7 +15,6 @@ from random import Random
 
 from spread.node.codes import DISCONNECTS, ERRORS
 from spread.node.edge.codecs import JSON_LINES
-from spread.node.wire import client_json, client_protobuf, json, protobuf
 from spread.node.wire.messages import (
     Command,
     ConnectRequest,
@@ -32,7 +31,17 @@ from tests.fuzz.messages import connect_frame, json_frame, protobuf_frame
 from tests.fuzz.town import PROTOBUF, Caller, Town, replies_of
 from tests.fuzz.wires import Wire
 
-__all__ = ["TARGETS", "Target", "note", "note_code", "websocket_answers"]
+__all__ = [
+    "CodecTarget",
+    "HttpTarget",
+    "SessionTarget",
+    "Target",
+    "WebSocketTarget",
+    "note",
+    "note_code",
+    "note_replies",
+    "websocket_answers",
+]
 
 OWN_CLOSE_CODES = {1000, 1001, 1002, 1007, 1009}
 """Of RFC 6455, that the server may close with. Others are echoes of the peer's."""
@@ -60,14 +69,18 @@ def note_code(told: Counter[str], code: int) -> None:
     note(told, f"close {code}")
 
 
-def _note_replies(told: Counter[str], replies: list[Reply]) -> None:
+def note_replies(told: Counter[str], replies: list[Reply], is_hub_there: bool = True) -> None:
+    """Count what a client got."""
     for reply in replies:
         body = reply.body
         if body is None:
             told["ping"] += 1
         elif isinstance(body, Error):
             assert body.code in ERRORS, body
-            note(told, f"error {body.code}")
+            if is_hub_there:
+                note(told, f"error {body.code}")
+            else:
+                told[f"error {body.code}"] += 1
         elif isinstance(body, Push):
             if isinstance(body.event, Disconnect):
                 note_code(told, body.event.code)
@@ -174,7 +187,7 @@ class SessionTarget(Target):
                 town.turn()
         _end(random, town, caller.wire, may_vanish=room is None)
         caller.wire.drain()
-        _note_replies(self.told, caller.replies())
+        note_replies(self.told, caller.replies())
         if caller.closed is not None:
             note_code(self.told, caller.closed.code)
         caller.wire.lose()
@@ -185,7 +198,7 @@ class SessionTarget(Target):
         _end(random, town, wire)
         wire.drain()
         whole, _, _ = wire.take().rpartition(b"\n")  # a line that was being sent when all ended is none
-        _note_replies(self.told, replies_of(False, whole) if whole else [])
+        note_replies(self.told, replies_of(False, whole) if whole else [])
         wire.lose()
         return said
 
@@ -234,7 +247,7 @@ def websocket_answers(data: bytes) -> tuple[list[tuple[int, bytes]], bool]:
 
     :raises AssertionError: one of them is not what a server may send.
     """
-    answers = []
+    answers: list[tuple[int, bytes]] = []
     at = 0
     while at < len(data):
         if len(data) < at + 2:
@@ -304,7 +317,7 @@ class WebSocketTarget(Target):
                 assert f"close {code}" not in _FAULTS, payload
             elif opcode in (1, 2):
                 assert opcode == (2 if is_protobuf else 1)
-                _note_replies(self.told, replies_of(is_protobuf, payload))
+                note_replies(self.told, replies_of(is_protobuf, payload))
             else:
                 assert opcode in (9, 10), opcode
                 self.told["control"] += 1
@@ -368,29 +381,3 @@ class HttpTarget(Target):
         if self._stream is not None:
             self._stream.lose()
             self._stream = None
-
-
-def _targets() -> dict[str, Callable[[], Target]]:
-    return {
-        "json": lambda: CodecTarget(
-            "json",
-            json_frame,
-            json.decode,
-            client_json.encode_command,
-            (json.decode_emulation, json.embeddable, client_json.decode_replies),
-        ),
-        "protobuf": lambda: CodecTarget(
-            "protobuf",
-            protobuf_frame,
-            protobuf.decode,
-            client_protobuf.encode_command,
-            (protobuf.decode_emulation, client_protobuf.decode_replies),
-        ),
-        "session": SessionTarget,
-        "websocket": WebSocketTarget,
-        "http": HttpTarget,
-    }
-
-
-TARGETS = _targets()
-"""Makes each target, by its name."""

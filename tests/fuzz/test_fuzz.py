@@ -22,9 +22,9 @@ from tests.fuzz import frames, requests
 from tests.fuzz.corpus import COMMANDS, CONNECTS, HANDSHAKE, PROTOBUF_COMMANDS, PROTOBUF_CONNECTS, REQUESTS
 from tests.fuzz.live import play_live
 from tests.fuzz.mutate import MAX_BYTES, chance, mutated
-from tests.fuzz.play import Failure, Outcome, play
+from tests.fuzz.play import TARGETS, Failure, Outcome, play
 from tests.fuzz.run import main, table
-from tests.fuzz.targets import TARGETS, Target, note, note_code, websocket_answers
+from tests.fuzz.targets import Target, note, note_code, websocket_answers
 from tests.fuzz.town import PROTOBUF, Caller, Faults, Town
 from tests.fuzz.wires import Wire
 
@@ -33,14 +33,15 @@ SEED = 20_261_124
 
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_a_short_run(target: str) -> None:
-    outcome = play(target, SEED, 5000)
+    outcome = play(target, SEED, 4000)
     outcome.check()
-    assert outcome.frames >= 5000
+    assert outcome.frames >= 4000
     enough = {
         "json": ("decoded", "refused"),
         "protobuf": ("decoded", "refused"),
         "session": ("reply", "push", "close 3501", "close 3508", "error 103", "error 107", "error 112"),
         "websocket": ("reply", "push", "control", "close 3501", "close 1002", "close 1007", "close 1009"),
+        "storm": ("reply", "push", "error 100", "error 105", "error 107", "close 3501", "order refused"),
         "http": ("status 200", "status 204", "status 400", "status 101", "status 401", "status 404"),
     }
     assert not [name for name in enough[target] if outcome.told[name] < 5], outcome.told
@@ -48,9 +49,9 @@ def test_a_short_run(target: str) -> None:
 
 @pytest.mark.live
 def test_a_short_run_over_sockets() -> None:
-    outcome = play_live(SEED, 1500)
+    outcome = play_live(SEED, 1000)
     outcome.check()
-    assert outcome.told["status 101"] > 50 and outcome.told["close 3501"] > 20, outcome.told
+    assert outcome.told["status 101"] > 30 and outcome.told["close 3501"] > 20, outcome.told
 
 
 # --- the corpus and the mutations ----------------------------------------------------------------------
@@ -250,13 +251,13 @@ _FIELDS = st.sampled_from(
 @given(
     st.lists(st.dictionaries(_METHODS | st.just("id"), st.dictionaries(_FIELDS, _JSON) | _JSON), max_size=4)
 )
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_json_is_answered_or_ends_a_session(commands: list[dict[str, Any]]) -> None:
     _check_session(JSON_LINES, [json.dumps(command).encode() for command in commands], CONNECTS[0])
 
 
 @given(st.lists(st.binary(max_size=100) | st.sampled_from(PROTOBUF_COMMANDS), max_size=4))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_bytes_are_answered_or_end_a_session(commands: list[bytes]) -> None:
     _check_session(PROTOBUF, commands, PROTOBUF_CONNECTS[0])
 
@@ -288,4 +289,4 @@ def test_any_bytes_are_commands_and_replies_or_neither(frame: bytes) -> None:
         client_protobuf.decode_replies,
     ):
         with suppress(ProtocolError):
-            decode(frame)  # type: ignore[operator]
+            decode(frame)

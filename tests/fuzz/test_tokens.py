@@ -112,12 +112,14 @@ def test_a_secret_that_is_none(alg: str, key: bytes) -> None:
     assert desk.connect(hs256(GOOD, key, {"alg": alg})) == 3500
 
 
-HEADERS = [
-    *(
-        {"alg": alg}
-        for alg in ("none", "None", "NONE", "", "hs256", "HS257", "HS256 ", "ES256", "EdDSA", "PS256")
-    ),
-    *({"alg": alg} for alg in (None, 1, True, [], ["HS256"], {})),
+def claims_of(name: str, *values: Any) -> list[dict[str, Any]]:
+    """One claim with each of these values."""
+    return [{name: value} for value in values]
+
+
+HEADERS: list[Any] = [
+    *claims_of("alg", "none", "None", "NONE", "", "hs256", "HS257", "HS256 ", "ES256", "EdDSA", "PS256"),
+    *claims_of("alg", None, 1, True, [], ["HS256"], {}),
     {},
     {"typ": "JWT"},
     {"alg": "HS384"},  # signed with SHA-256
@@ -210,30 +212,27 @@ def test_payloads(payload: str | bytes) -> None:
 
 
 WRONG_TYPES = [
-    *({"sub": value} for value in (1, True, [], {}, 1.5, ["ann"])),
-    *(
-        {name: value}
-        for name in ("exp", "nbf", "iat")
-        for value in ("1", True, [], {}, 1e300, "now", 10**400)
-    ),
-    *({"expire_at": value} for value in (-1, 1.5, "0", True, [], 10**30)),
-    *({name: value} for name in ("iss", "jti") for value in (1, [], {})),
-    *({"aud": value} for value in (1, {}, [1], [None])),
+    *claims_of("sub", 1, True, [], {}, 1.5, ["ann"]),
+    *claims_of("exp", "1", True, [], {}, 1e300, "now", 10**400),
+    *claims_of("nbf", "1", True, [], {}, 1e300, "now", 10**400),
+    *claims_of("iat", "1", True, [], {}, 1e300, "now", 10**400),
+    *claims_of("expire_at", -1, 1.5, "0", True, [], 10**30),
+    *claims_of("iss", 1, [], {}),
+    *claims_of("jti", 1, [], {}),
+    *claims_of("aud", 1, {}, [1], [None]),
 ]
 OF_CONNECTIONS = [
-    *({"channels": value} for value in ("a", [1], {}, [None], [["a"]])),
-    *({"subs": value} for value in ([], "a", {"a": 1}, {"a": {"override": 1}}, {"a": {"b64info": "*"}})),
-    *({"b64info": value} for value in (1, "*", "A", "AA", [])),
-    {"channel": "room"},
-    {"channel": 1},
+    *claims_of("channels", "a", [1], {}, [None], [["a"]]),
+    *claims_of("subs", [], "a", {"a": 1}, {"a": {"override": 1}}, {"a": {"b64info": "*"}}),
+    *claims_of("b64info", 1, "*", "A", "AA", []),
+    *claims_of("channel", "room", 1),
 ]
 OF_SUBSCRIPTIONS = [
-    *({"channel": value} for value in (1, ["room"], {}, True)),
-    {"client": 1},
-    {"override": []},
-    {"override": {"presence": True}},
-    {"override": {"presence": {"value": 1}}},
-    *({name: value} for name in ("b64info", "b64data") for value in (1, "*", "A")),
+    *claims_of("channel", 1, ["room"], {}, True),
+    *claims_of("client", 1),
+    *claims_of("override", [], {"presence": True}, {"presence": {"value": 1}}),
+    *claims_of("b64info", 1, "*", "A"),
+    *claims_of("b64data", 1, "*", "A"),
 ]
 
 
