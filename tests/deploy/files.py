@@ -117,11 +117,25 @@ def _files(root: Path) -> Iterator[str]:
 # -- compose.yaml ------------------------------------------------------------------------------------------
 
 
+SECRETS = {
+    "SPREAD_CLIENT_TOKEN_HMAC_SECRET_KEY": "a-secret-of-a-backend-as-long-as-it-should-be",
+    "SPREAD_HTTP_API_KEY": "the-key-of-a-backend",
+}
+"""What the compose file does not do without."""
+
+
+class Unset(Exception):
+    """A variable that is needed has no value; the text is what compose says then."""
+
+
 def compose(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The file with its variables filled in from ``environ`` alone."""
+    """The file with its variables filled in from ``environ`` and ``SECRETS`` alone.
+
+    :raises Unset: one of them is needed and empty.
+    """
     text = (DEPLOY / "compose.yaml").read_text()
     tree: dict[str, Any] = yaml.safe_load(text)
-    filled: dict[str, Any] = _filled(tree, environ or {})
+    filled: dict[str, Any] = _filled(tree, {**SECRETS, **(environ or {})})
     return filled
 
 
@@ -138,11 +152,13 @@ def _filled(value: Any, environ: Mapping[str, str]) -> Any:
         given = environ.get(name, "")
         if operator == "+":
             return word if given else ""
+        if operator == "?" and not given:
+            raise Unset(f"{name}: {word}")
         return given or (word if operator == "-" else "")
 
     before = ""
     while before != value:  # the innermost first
-        before, value = value, re.sub(r"\$\{(\w+)(?::([-+])([^${}]*))?\}", replacement, value)
+        before, value = value, re.sub(r"\$\{(\w+)(?::([-+?])([^${}]*))?\}", replacement, value)
     assert "${" not in value, value
     return value
 

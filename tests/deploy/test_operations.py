@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,8 @@ from spread.node.shard import RESERVED_FILES
 from spread.node.site import IDLE_SECONDS
 from tests.deploy.files import ROOT
 from tests.hub.servers import Sentinel, Valkey
-from tests.live.processes import Crowd, Node, home, until
+from tests.live.processes import READY, Crowd, Node, home, until
+from tests.live.raw import HttpStream, JsonClient, requested
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
 
@@ -95,8 +98,10 @@ def test_the_exit_codes_are_those_of_the_command() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     sections = "|".join(sorted({flag.section for flag in FLAGS}))
-    named = set(re.findall(rf"`((?:{sections})\.[a-z_]+)`", DOCUMENT))
-    assert named <= {flag.key for flag in FLAGS}
+    named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_]+)+)`", DOCUMENT))
+    known = {flag.key for flag in FLAGS}
+    tables = {key.rpartition(".")[0] for key in known}
+    assert named <= known | tables
 
 
 # -- what a shard answers ----------------------------------------------------------------------------------
@@ -128,8 +133,8 @@ def test_the_metrics_and_paths_are_those_of_a_real_shard(stack: ExitStack) -> No
         written = {(name, kind) for name, kind in written if not name.startswith("process_")}
     assert written == exported
     limits = set(re.findall(r'^spread_limit\{setting="(\S+)"\}', text, re.MULTILINE))
-    rows = set(keys(table("setting", "default", "bounds", "what happens there")))
-    assert limits <= rows | {flag.key for flag in FLAGS if flag.section not in ("node", "hub", "text")}
+    bounded = set(keys(table("setting", "default", "bounds", "what happens there")))
+    assert limits <= bounded | {flag.key for flag in FLAGS if flag.section not in ("node", "hub", "text")}
 
 
 # -- the ACL rule ------------------------------------------------------------------------------------------
@@ -200,6 +205,98 @@ def test_the_acl_rule_allows_all_that_shards_do_and_nothing_they_do_not(
     assert all(server.calls(command) for command in granted)
     assert server.command("ACL", "LOG") == [], "something was refused"
     assert "refused" not in nodes[0].stderr()
+
+
+CLIENTS = """
+[http_api]
+insecure = true
+
+[client]
+insecure = true
+
+[client.subscribe_to_user_personal_channel]
+enabled = true
+single_connection = true
+
+[channel.without_namespace]
+presence = true
+join_leave = true
+force_push_join_leave = true
+history_size = 10
+history_ttl = "60s"
+force_recovery = true
+
+[http_stream]
+enabled = true
+"""
+
+
+@pytest.mark.live
+def test_the_acl_rule_allows_all_that_clients_of_the_protocol_and_backends_do(stack: ExitStack) -> None:
+    server = stack.enter_context(Valkey())
+    assert server.command(*acl_rule()) == b"OK"
+    server.command("CONFIG", "RESETSTAT")
+    path = stack.enter_context(home())
+    config = path.parent / "spread.toml"
+    config.write_text(CLIENTS)
+    hub = f"redis://spread:s3cret@127.0.0.1:{server.port}"
+    ports = []
+    nodes = [Node("--shard", "auto", "--hub", hub, "--config", str(config), home=path) for _ in range(2)]
+    for node in nodes:
+        stack.callback(node.close)
+        node.wait_ready(1)
+        found = READY.fullmatch(node.ready[0][1])
+        assert found
+        ports.append(int(found[3].rpartition(":")[2]))
+
+    def api(method: str, **params: object) -> Any:
+        answer = json.loads(requested(ports[1], "POST", f"/api/{method}", json.dumps(params)).body)
+        assert "error" not in answer, (method, answer)
+        return answer["result"]
+
+    clients = [JsonClient(f"ws://127.0.0.1:{port}") for port in ports]
+    for client in clients:
+        stack.callback(client.close)
+        client.connected()
+    one, other = clients
+    position = one.ask("subscribe", channel="room")["subscribe"]
+    other.ask("subscribe", channel="room")
+    assert one.push("join", "room")
+    for number in range(3):
+        other.ask("publish", channel="room", data=number)
+    assert one.heard("room", 3) == [0, 1, 2]
+    one.ask("unsubscribe", channel="room")
+    assert other.push("leave", "room")
+    back = one.ask(
+        "subscribe", channel="room", recover=True, epoch=position["epoch"], offset=position.get("offset", 0)
+    )
+    assert [each["data"] for each in back["subscribe"]["publications"]] == [0, 1, 2]
+    assert len(one.ask("presence", channel="room")["presence"]["presence"]) == 2
+    assert one.ask("presence_stats", channel="room")["presence_stats"]["num_clients"] == 2
+    assert len(one.ask("history", channel="room", limit=10, reverse=True)["history"]["publications"]) == 3
+    # Emulated, through the other shard.
+    stream = HttpStream(ports[0], "http_stream", {})
+    stack.callback(stream.close)
+    stream.connected()
+    assert "subscribe" in stream.ask(ports[1], "subscribe", channel="elsewhere")
+
+    once = [api("publish", channel="room", data=4, idempotency_key="4") for _ in range(2)]
+    assert once[0] == once[1]
+    api("broadcast", channels=["room", "elsewhere"], data=5)
+    assert len(api("presence", channel="room")["presence"]) == 2
+    api("presence_stats", channel="room")
+    assert len(api("history", channel="room", limit=10)["publications"]) == 5
+    api("history_remove", channel="room")
+    assert set(api("channels")["channels"]) >= {"room", "elsewhere"}
+    assert len(api("info")["nodes"]) == 2
+    for method in ("subscribe", "unsubscribe"):
+        api(method, user="nobody", channel="room")
+    for method in ("refresh", "disconnect"):
+        api(method, user="nobody")
+    used = PRESENCE_COMMANDS | STREAM_COMMANDS
+    assert {command for command in used if not server.calls(command)} <= {"hlen", "hincrby", "xrevrange"}
+    assert [node.stop() for node in nodes] == [0, 0]
+    assert server.command("ACL", "LOG") == [], "something was refused"
 
 
 def started(stack: ExitStack, *hub: str) -> Node:
