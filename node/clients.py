@@ -232,7 +232,10 @@ class Clients:
             ended = [subscription for subscription in ending if subscription is not None]
             for subscription in ended:
                 one.unsubscribe(subscription, codes.SERVER_UNSUBSCRIBE)
-            count += bool(ended)
+            on_their_way = [name for name in one.subscribing if channel in ("", name)]
+            for name in on_their_way:
+                one.subscribing[name] = False
+            count += bool(ended or on_their_way)
         return count
 
     def subscribe(
@@ -255,10 +258,10 @@ class Clients:
     def _begin(
         self, session: CentrifugeSession, channel: str, of_channel: ChannelOptions, options: SubscribeOptions
     ) -> Deferred[int]:
-        session.subscribing.add(channel)
+        session.subscribing[channel] = True
 
         def over(outcome: Any) -> Any:
-            session.subscribing.discard(channel)
+            del session.subscribing[channel]
             return outcome
 
         working = Deferred.fromCoroutine(self._subscribe(session, channel, of_channel, options))
@@ -289,7 +292,7 @@ class Clients:
             offset=since.offset if since else 0,
         )
         arrival = await prepare(shared, session, request, of_channel, grant, is_server_side=True)
-        if session.state is not SessionState.CONNECTED:
+        if session.state is not SessionState.CONNECTED or not session.subscribing[channel]:
             arrival.abandon()
             return 0
         try:

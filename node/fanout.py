@@ -163,7 +163,11 @@ class Fanout:
             if type(event) is Publication and event.shard == self._incarnation:
                 publisher = event.session
             self._bytes_since_rest += size - PUBLICATION_BYTES
-            begun = channel.fan_out(event, publisher)
+            try:
+                begun = channel.fan_out(event, publisher)
+            except Exception:
+                self._defect(name)
+                continue
             if self._cork.is_pressed:
                 self._felt(name)
                 if self._is_resting and begun is None:
@@ -178,14 +182,21 @@ class Fanout:
 
     def _go_on(self, name: str, begun: Iterator[None], deadline: float) -> bool:
         """``True`` when this publication has reached all members, ``False`` when the time is over."""
-        for _ in begun:
-            if self._cork.is_pressed:
-                self._felt(name)
-            if self._is_resting or self._now() > deadline:
-                self._begun = (name, begun)
-                return False
         self._begun = None
+        try:
+            for _ in begun:
+                if self._cork.is_pressed:
+                    self._felt(name)
+                if self._is_resting or self._now() > deadline:
+                    self._begun = (name, begun)
+                    return False
+        except Exception:
+            self._defect(name)
         return True
+
+    def _defect(self, channel: str) -> None:
+        # What is wrong with one event or one member must not stop all others of the shard.
+        self.log.failure("fan-out in channel {channel}", channel=channel)
 
     def _felt(self, channel: str) -> None:
         """An outbox ran over half of its limit while this channel was served."""

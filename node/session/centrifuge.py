@@ -159,8 +159,9 @@ class CentrifugeSession:
         self.token_channels: frozenset[str] = frozenset()
         """The server-side channels of the connection token."""
         self.subscriptions: dict[str, Subscription] = {}
-        self.subscribing: set[str] = set()
-        """Channels whose subscriptions are on their way, at the client's wish or the server's."""
+        self.subscribing: dict[str, bool] = {}
+        """Channels whose subscriptions are on their way, at the client's wish or the server's; ``False``: it
+        is not wanted any more."""
         self._edge = edge
         self._run = run
         # Channels that are being subscribed, and the commands that wait for that.

@@ -91,10 +91,10 @@ def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferre
         raise Refused(codes.BAD_REQUEST)
     if request.delta not in DELTA_TYPES:
         raise Ended(codes.BAD_PROTOCOL, f"delta {request.delta[:16]!r}")
-    session.subscribing.add(channel)
+    session.subscribing[channel] = True
 
     def over(outcome: Any) -> Any:
-        session.subscribing.discard(channel)
+        del session.subscribing[channel]
         return outcome
 
     subscribing = session.with_deadline(Deferred.fromCoroutine(_subscribed(session, request, options)))
@@ -109,6 +109,9 @@ async def _subscribed(
     if request.tf:
         raise Refused(codes.BAD_REQUEST, "tags filters are not supported")
     arrival = await prepare(shared, session, request, options, grant)
+    if not session.subscribing[request.channel]:
+        arrival.abandon()
+        raise Refused(codes.PERMISSION_DENIED, "the server has ended it before it began")
     subscription, result = arrival.settle()
     session.subscribed(subscription)
     announce_join(shared, subscription)
@@ -121,6 +124,8 @@ def _unsubscribe(session: CentrifugeSession, request: UnsubscribeRequest) -> Out
     subscription = session.subscriptions.get(request.channel)
     if subscription is not None:
         session.unsubscribe(subscription)
+    elif request.channel in session.subscribing:  # by the server: those of the client have been waited for
+        session.subscribing[request.channel] = False
     return UnsubscribeResult()
 
 

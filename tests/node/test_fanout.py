@@ -358,3 +358,29 @@ def test_the_fan_out_rests_within_a_large_channel(monkeypatch: pytest.MonkeyPatc
     assert [len(heard) for heard in stage.heard[1:]] == [600_000, 0, 0, 0]
     stage.clock.advance(REST_SECONDS)
     assert [len(heard) for heard in stage.heard[1:]] == [600_000] * 4
+
+
+class Defective:
+    """An outbox with a defect of ours."""
+
+    def write(self, frame: bytes) -> None:
+        raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("step", [1, 512])
+def test_a_defect_in_one_channel_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    monkeypatch.setattr(channel_module, "MEMBERS_PER_STEP", step)
+    stage = Stage(members=2)
+    stage.members[1].outbox = Defective()  # type: ignore[assignment]
+    other = stage.member(3, "garden")
+    told: list[LogEvent] = []
+    globalLogPublisher.addObserver(told.append)
+    try:
+        stage.fanout.received("lobby", Publication(b"1\n", Format.TEXT, THEIRS, 0))
+        stage.read(b"2\n", channel="garden")
+        stage.turns()
+    finally:
+        globalLogPublisher.removeObserver(told.append)
+    assert other.heard == b"2\n" and stage.members[0].heard == b"1\n"
+    assert [event["channel"] for event in told if "log_failure" in event] == ["lobby"]
+    assert stage.fanout.is_idle and not stage.counters.inbox_bytes

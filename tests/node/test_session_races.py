@@ -337,3 +337,26 @@ def test_data_that_is_no_json_breaks_no_reply() -> None:
     ann = city.guest(token=token(sub="ann", subs={"a": {"b64data": binary}, "b": {"b64data": pretty}}))
     assert "data" not in ann.greeting["subs"]["a"]
     assert ann.greeting["subs"]["b"]["data"] == {"x": 1}
+
+
+def test_what_the_api_ends_while_it_is_on_its_way_does_not_begin() -> None:
+    city = City()
+    ann = city.guest(token=token(sub="ann"))
+    shard = city.shards[0]
+    for channel in ("a", ""):
+        city.exchange.cut()
+        ann.says({"id": 2, "subscribe": {"channel": "a"}})
+        asked = shard.clients.subscribe("ann", "b", client="", session="", options=SubscribeOptions())
+        assert shard.clients.unsubscribe("ann", channel, client="", session="") == 1
+        if channel:
+            ann.says({"id": 3, "unsubscribe": {"channel": "b"}})
+        city.exchange.restore()
+        city.turn()
+        assert result_of(asked) == 0
+        told = ann.told
+        assert [reply["error"]["code"] for reply in told if reply.get("id") == 2] == [103]
+        assert not [reply for reply in told if "push" in reply]
+        assert not ann.session.subscriptions and not ann.session.subscribing
+    assert ann.subscribes("a") == {}
+    ann.leaves()
+    nothing_is_left(city)
