@@ -275,19 +275,23 @@ def test_what_stays_outlives_the_proxys_patience_with_requests(stack: ExitStack,
     site.shard()
     proxy = site.proxy(
         {
-            "timeout http-request    10s": "timeout http-request 1s",
+            "timeout http-request 10s": "timeout http-request 1s",
             "timeout http-keep-alive 60s": "timeout http-keep-alive 1s",
             "timeout server 60s": "timeout server 1s",
         }
     )
     client = subscribed(stack, proxy)
     streams = [streaming(stack, proxy, name) for name in ("http_stream", "sse")]
-    # After them came one who asks, and one who says nothing: the proxy waits for both, and then no longer.
+    # After them came one who asks, one who says nothing, and one who does not say all: the proxy waits for
+    # them, and then no longer.
     asked = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.http_port), 20))
     asked.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
     silent = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.http_port), 20))
     assert read_all(asked).startswith(b"HTTP/1.1 200")
+    slow = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.http_port), 20))
+    slow.sendall(b"POST /connection/http_stream HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     read_all(silent)
+    assert read_all(slow).startswith(b"HTTP/1.1 408")
     publish(proxy, "still there")
     assert client.heard("news", 1) == ["still there"]
     assert [next_data(stream) for stream in streams] == ["still there"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,28 @@ def test_what_is_installed_first_are_the_dependencies_of_the_project(tmp_path: P
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=30)
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert lines == PROJECT["project"]["dependencies"]
+
+
+def test_what_the_package_imports_is_a_dependency_of_the_project() -> None:
+    imported = set()
+    for folder in ("client", "hub", "node"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module)
+    tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"spread"}
+    declared = {
+        re.split(r"[^\w.-]", one)[0].lower().replace("_", "-") for one in PROJECT["project"]["dependencies"]
+    }
+    installed = packages_distributions()
+    missing = {
+        top
+        for top in tops
+        if not {name.lower().replace("_", "-") for name in installed.get(top, [top])} & declared
+    }
+    assert missing == set()
 
 
 # -- what it says of itself --------------------------------------------------------------------------------
