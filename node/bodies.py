@@ -38,6 +38,10 @@ class _Channel(HTTPChannel):
     """HTTP/1 alone, and a peer cannot make it raise."""
 
     def dataReceived(self, data: bytes) -> None:
+        transport: Any = self.transport
+        if transport is None or transport.disconnecting:
+            # Over TLS there is more to read after an end that we have begun; HTTPChannel is not ready for it.
+            return
         # Not for each byte, as HTTPChannel does: who sends one now and then would keep a connection for ever.
         # The time for a request begins with it.
         if not self.requests and not self._buffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import time
 from contextlib import ExitStack, suppress
 from random import Random
@@ -14,24 +15,26 @@ import msgspec
 from tests.fuzz import frames, requests
 from tests.fuzz.corpus import HANDSHAKE, SESSION, settings, token
 from tests.fuzz.messages import connect_frame, json_frame
-from tests.fuzz.mutate import chance
+from tests.fuzz.mutate import chance, mutated
 from tests.fuzz.play import MAX_FAILURES, Failure, Outcome, resident_bytes
 from tests.fuzz.targets import websocket_answers
+from tests.hub.certificates import Authority
 from tests.live.processes import Node, home, started, until
 
 __all__ = ["play_live"]
 
 READY = re.compile(r"ready shard=(\d+) text=(\S+) http=(\S+) json=(\S+) ops=(\S+) hub=(\S+)")
 CASES_PER_CHECK = 100
-PING_SECONDS = 3.0
+PING_SECONDS = 20.0
+"""A third of it is how long the witness may be away while others are served by this process."""
 WARM_SHARE = 0.2
 
 
 class _Witness:
     """A client of the port for JSON lines that must hear itself, and be pinged."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def __init__(self, port: int, context: ssl.SSLContext | None) -> None:
+        self._socket = _connected(port, context)
         self._lines = self._socket.makefile("rb")
         self._pinged_at = time.monotonic()
         self._words = 0
@@ -63,13 +66,29 @@ class _Witness:
         self._socket.close()
 
 
-def _exchange(port: int, pieces: list[bytes], seconds: float) -> tuple[bytes, int]:
+def _connected(port: int, context: ssl.SSLContext | None) -> socket.socket:
+    peer = socket.create_connection(("127.0.0.1", port), timeout=20)
+    return peer if context is None else context.wrap_socket(peer, server_hostname="127.0.0.1")
+
+
+def _hello(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a client of TLS."""
+    outgoing = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="127.0.0.1")
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def _exchange(
+    port: int, pieces: list[bytes], seconds: float, context: ssl.SSLContext | None = None
+) -> tuple[bytes, int]:
     """Send pieces, and take what is answered until it ends, or nothing comes for ``seconds``; and how many
     pieces were sent."""
     sent = 0
     answer = bytearray()
-    peer = socket.create_connection(("127.0.0.1", port), timeout=20)
-    with peer, suppress(ConnectionError, TimeoutError):
+    # What OpenSSL says of a connection that was cut is an OSError too.
+    with _connected(port, context) as peer, suppress(ConnectionError, TimeoutError, ssl.SSLError):
         for piece in pieces:
             peer.sendall(piece)
             sent += 1
@@ -80,14 +99,27 @@ def _exchange(port: int, pieces: list[bytes], seconds: float) -> tuple[bytes, in
 
 
 class _Live:
-    """One node, and what is sent to it."""
+    """One node, and what is sent to it.
 
-    def __init__(self, node: Node, http: int, lines: int, ops: int, outcome: Outcome) -> None:
+    :param context: it speaks TLS alone.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        http: int,
+        lines: int,
+        ops: int,
+        outcome: Outcome,
+        context: ssl.SSLContext | None,
+    ) -> None:
         self.node = node
         self.http = http
         self.lines = lines
         self.ops = ops
         self.outcome = outcome
+        self.context = context
+        self._hello = b"" if context is None else _hello(context)
         self.sent: list[bytes] = []
 
     def play(self, random: Random) -> None:
@@ -117,7 +149,11 @@ class _Live:
                 *(json_frame(random) for _ in range(random.randrange(1, 9))),
             ]
             self.sent = [frame + b"\n" for frame in self.sent]
-        answer, sent = _exchange(port, self.sent, seconds)
+        context = self.context
+        if self._hello and random.random() < 0.3:  # below TLS
+            context = None
+            self.sent[0] = mutated(random, self._hello, [self._hello, *self.sent])
+        answer, sent = _exchange(port, self.sent, seconds, context)
         told = self.outcome.told
         self.outcome.frames += sent
         self.outcome.sent_bytes += sum(map(len, self.sent[:sent]))
@@ -139,15 +175,19 @@ class _Live:
         assert self.node.process.poll() is None, self.node.stderr()
         log = self.node.stderr()
         assert "Traceback" not in log, log[log.index("Traceback") - 300 :][:3000]
-        for port, path in ((self.http, b"/health"), (self.ops, b"/readyz")):
+        for port, path, context in ((self.http, b"/health", self.context), (self.ops, b"/readyz", None)):
             asked = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
-            answer, _ = _exchange(port, [asked], 5)
+            answer, _ = _exchange(port, [asked], 5, context)
             assert answer.startswith(b"HTTP/1.1 200 "), answer
 
 
-def play_live(seed: int, count: int, first: int = 0) -> Outcome:
-    """Send at least ``count`` mutated frames over sockets to a node with a hub of its own."""
-    outcome = Outcome("live", seed)
+def play_live(seed: int, count: int, first: int = 0, is_tls: bool = False) -> Outcome:
+    """Send at least ``count`` mutated frames over sockets to a node with a hub of its own.
+
+    :param is_tls: over TLS; and some below it.
+    """
+    name = "live-tls" if is_tls else "live"
+    outcome = Outcome(name, seed)
     began = time.monotonic()
     with ExitStack() as stack:
         path = stack.enter_context(home())
@@ -156,25 +196,32 @@ def play_live(seed: int, count: int, first: int = 0) -> Outcome:
         for section in ("node", "hub", "text"):
             del made[section]
         config.write_bytes(msgspec.json.encode(made))
+        context = None
+        tls: tuple[str, ...] = ()
+        if is_tls:
+            authority = Authority(path.parent)
+            issued = authority.issue("127.0.0.1")
+            tls = ("--tls-cert", issued.cert, "--tls-key", issued.key)
+            context = ssl.create_default_context(cafile=authority.ca)
         ports = ("--json", "127.0.0.1:0", "--ops", "127.0.0.1:0")
-        node = started(stack, "--shard", "0", *ports, "--config", str(config), home=path)
+        node = started(stack, "--shard", "0", *ports, *tls, "--config", str(config), home=path)
         until(lambda: node.ready or node.process.poll() is not None, 30, "the ready line")
         found = READY.fullmatch(node.ready[0][1]) if node.ready else None
         assert found, (node.ready, node.stderr())
         http, lines, ops = (int(found[index].rpartition(":")[2]) for index in (3, 4, 5))
-        live = _Live(node, http, lines, ops, outcome)
-        witness = _Witness(lines)
+        live = _Live(node, http, lines, ops, outcome, context)
+        witness = _Witness(lines, context)
         stack.callback(witness.close)
         case = first
         before = 0
         while outcome.frames < count and len(outcome.failures) < MAX_FAILURES:
             try:
-                live.play(chance(seed, "live", case))
+                live.play(chance(seed, name, case))
                 if case % CASES_PER_CHECK == 0:
                     witness.check()
                     live.check()
             except (AssertionError, OSError) as error:
-                outcome.failures.append(Failure(seed, "live", case, live.sent, str(error)))
+                outcome.failures.append(Failure(seed, name, case, live.sent, str(error)))
                 outcome.frames += 1
             outcome.cases += 1
             case += 1
@@ -187,6 +234,6 @@ def play_live(seed: int, count: int, first: int = 0) -> Outcome:
             assert node.stop() == 0, "it did not stop cleanly"
             assert "Traceback" not in node.stderr(), node.stderr()[-3000:]
         except (AssertionError, OSError) as error:
-            outcome.failures.append(Failure(seed, "live", case, live.sent, f"after all: {error}"))
+            outcome.failures.append(Failure(seed, name, case, live.sent, f"after all: {error}"))
     outcome.seconds = time.monotonic() - began
     return outcome

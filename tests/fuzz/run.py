@@ -4,9 +4,9 @@
     python -m tests.fuzz.run --target http --seed 7 --first 1234 --frames 1     one case again
 
 Without ``--target`` the frames are shared among the targets in this process; ``--target live`` starts a
-``spread-node`` and sends them over sockets. The exit code is 1 if anything was found, and each finding is
-printed with the frames that show it and the command that repeats it. A case may depend on those before it: if
-it does not fail alone, begin some hundred cases earlier.
+``spread-node`` and sends them over sockets, ``live-tls`` over TLS. The exit code is 1 if anything was found.
+Each finding is printed with the frames that show it and the command that repeats it. A case may depend on
+those before it: if it does not fail alone, begin some hundred cases earlier.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__)
     parser.add_argument("--frames", type=int, default=100_000, help="how many in all")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="by default another each time")
-    parser.add_argument("--target", choices=[*TARGETS, "live"], help="one alone")
+    parser.add_argument("--target", choices=[*TARGETS, "live", "live-tls"], help="one alone")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case")
     options = parser.parse_args(arguments)
     # Otherwise Twisted keeps what is logged until somebody begins to.
@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> int:
     is_good = True
     for name, share in shares.items():
         frames = max(1, round(options.frames * share))
-        if name == "live":
-            outcome = play_live(options.seed, frames, options.first)
+        if name.startswith("live"):
+            outcome = play_live(options.seed, frames, options.first, is_tls=name == "live-tls")
         else:
             outcome = play(name, options.seed, frames, options.first, _Progress(frames))
         outcomes.append(outcome)

@@ -67,3 +67,21 @@ def test_control_characters_in_the_handshake_of_a_websocket(name: bytes, value: 
         assert faults.found == []
         wire.lose()
         town.stop()
+
+
+@pytest.mark.parametrize(
+    "bad", [b"GET\r\n", b"GET / HTTP/1.1\r\n:\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"]
+)
+def test_what_comes_behind_a_bad_request_over_tls(bad: bytes) -> None:
+    # A transport of TLS hands over what arrives until the peer has ended, too.
+    with Faults() as faults:
+        town = Town()
+        wire = town.shards[0].http()
+        wire.say(bad)
+        assert wire.disconnecting
+        for data in (b"\r\n", b"\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n"):
+            wire.protocol.dataReceived(data)
+        town.turn()
+        assert wire.take().count(b"HTTP/1.1 ") == 1
+        assert faults.found == []
+        town.stop()

@@ -48,8 +48,9 @@ def test_a_short_run(target: str) -> None:
 
 
 @pytest.mark.live
-def test_a_short_run_over_sockets() -> None:
-    outcome = play_live(SEED, 1000)
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+def test_a_short_run_over_sockets(is_tls: bool) -> None:
+    outcome = play_live(SEED, 800, is_tls=is_tls)
     outcome.check()
     assert outcome.told["status 101"] > 30 and outcome.told["close 3501"] > 20, outcome.told
 
