@@ -49,7 +49,9 @@ class _OnValkey(TestCase):
 class Interrupted(_OnValkey):
     """Links and servers that die while much is on its way."""
 
-    extra = ("appendonly yes",)
+    # Once a second, which is the default, is not enough here: while an fsync is under way the server puts off
+    # its writes for up to two seconds, and answers all the same.
+    extra = ("appendonly yes", "appendfsync always")
 
     async def test_killed_while_publishing(self) -> None:
         speakers = [await self.shard(publish_seconds=20.0) for _ in range(2)]
