@@ -287,7 +287,8 @@ class WebSocketTarget(Target):
             headers.append((b"Sec-WebSocket-Extensions", b"permessage-deflate"))
         target = b"/connection/websocket?" + "&".join(query).encode()
         head = requests.written((b"GET", target, tuple(headers), b""))
-        wire = random.choice(town.shards).http(random.choice((300, 5000)) if random.random() < 0.05 else None)
+        room = random.choice((300, 5000)) if random.random() < 0.05 else None
+        wire = random.choice(town.shards).http(room, hears_after_end=random.random() < 0.3)
         if random.random() < 0.2:
             wire.say(head + self.sent[0])
             said = 1 + _say(random, town, wire, self.sent[1:])
@@ -341,7 +342,7 @@ class HttpTarget(Target):
         """See ``Target``."""
         self._open_stream(town)
         self.sent = requests.conversation(random)
-        wire = town.shards[0].http()
+        wire = town.shards[0].http(hears_after_end=random.random() < 0.3)
         said = _say(random, town, wire, [each.replace(SESSION, self._secret) for each in self.sent])
         _end(random, town, wire)
         self._note(wire.take())

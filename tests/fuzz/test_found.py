@@ -76,11 +76,11 @@ def test_what_comes_behind_a_bad_request_over_tls(bad: bytes) -> None:
     # A transport of TLS hands over what arrives until the peer has ended, too.
     with Faults() as faults:
         town = Town()
-        wire = town.shards[0].http()
+        wire = town.shards[0].http(hears_after_end=True)
         wire.say(bad)
         assert wire.disconnecting
         for data in (b"\r\n", b"\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n"):
-            wire.protocol.dataReceived(data)
+            wire.say(data)
         town.turn()
         assert wire.take().count(b"HTTP/1.1 ") == 1
         assert faults.found == []

@@ -152,16 +152,16 @@ class Shard:
     def _load(self) -> Load:
         return Load(clients=self.counters.clients, channels=len(self.channels), addresses={}, ready=True)
 
-    def http(self, room: int | None = None) -> Wire:
+    def http(self, room: int | None = None, hears_after_end: bool = False) -> Wire:
         """A connection to the HTTP port."""
-        return self._connected(self.site, room)
+        return self._connected(self.site, room, hears_after_end)
 
     def json(self, room: int | None = None) -> Wire:
         """A connection to the port for JSON lines."""
         return self._connected(self.lines, room)
 
-    def _connected(self, factory: Any, room: int | None) -> Wire:
-        wire = Wire(self.town.clock, room)
+    def _connected(self, factory: Any, room: int | None, hears_after_end: bool = False) -> Wire:
+        wire = Wire(self.town.clock, room, hears_after_end)
         wire.connect(factory.buildProtocol(_ADDRESS))
         return wire
 

@@ -24,14 +24,17 @@ class Wire:
     A connection that is to be lost is lost a turn later, as in the reactor, when nothing waits and no
     producer has more. What is asked of it after that is passed over.
 
+    :param hears_after_end: as over TLS: what arrives after ``loseConnection`` is still handed over.
     :param room: bytes that the peer's kernel takes until ``drain``; ``None``: all.
     """
 
-    def __init__(self, clock: Clock, room: int | None = None) -> None:
+    def __init__(self, clock: Clock, room: int | None = None, hears_after_end: bool = False) -> None:
         self.reactor = clock
         self.protocol: Any = None
         self.connected = True
         self.disconnecting = False
+        self.is_aborted = False
+        self.hears_after_end = hears_after_end
         self.is_paused = False
         self.has_ended_writing = False
         self.heard = bytearray()
@@ -51,7 +54,8 @@ class Wire:
     @property
     def can_say(self) -> bool:
         """The server would read what the peer says now."""
-        return self.connected and not self.disconnecting and not self.is_paused
+        is_over = self.disconnecting and (self.is_aborted or not self.hears_after_end)
+        return self.connected and not is_over and not self.is_paused
 
     def say(self, data: bytes) -> None:
         """The peer sends something, which is read at once."""
@@ -152,7 +156,7 @@ class Wire:
 
     def abortConnection(self) -> None:
         if self.connected:
-            self.disconnecting = True
+            self.disconnecting = self.is_aborted = True
             self._buffer.clear()
             self.reactor.callLater(0, self.lose)
 
