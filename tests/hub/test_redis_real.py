@@ -94,7 +94,7 @@ class ValkeyAway(_OnValkey, AwayConformance, StreamAwayConformance, TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.server = Valkey(extra=["appendonly yes"]).start()
+        cls.server = Valkey(extra=["appendonly yes", "appendfsync always"]).start()
 
     def setUp(self) -> None:
         if self.server._process is None:
