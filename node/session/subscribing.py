@@ -10,14 +10,15 @@ of them only. Whoever prepares must settle or abandon.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.api import ClientInfo, Joined, Left, Position, Publication, Stream
+from spread.hub.api import ClientInfo, History, Joined, Left, Position, Publication, Stream
 from spread.hub.errors import HubError
 from spread.node import codes
 from spread.node.channel import Channel, Collector
@@ -49,6 +50,11 @@ PRESENCE_TTL_SECONDS = 60
 """How long a client is present without a refresh; more if ``client.presence_update_interval`` is long."""
 
 FLAG_REJECT_UNRECOVERABLE = 2
+
+CATCH_UP_SECONDS = 1.0
+CATCH_UP_LOOK_SECONDS = 0.02
+"""How long a client that is ahead of this shard is kept waiting until the channel has come to where it is,
+and how often that is looked at. It comes from a shard that has less to do; what it has must not come again."""
 
 log = Logger("spread.node.session.subscribing")
 
@@ -208,8 +214,10 @@ class Arrival:
         shared = self._shared
         if self._is_recovering and self._options.history is not None:
             limit = shared.client.recovery_max_publication_limit
-            self._collector = self._channel.collect(limit)
             known = Position(self._request.epoch, self._request.offset)
+            if self._is_behind(known):
+                await self._catch_up(known, self._options.history)
+            self._collector = self._channel.collect(limit)
             self._stream = await shared.hub.history(
                 self._channel.name,
                 self._options.history,
@@ -219,6 +227,19 @@ class Arrival:
             )
         if self.is_present:
             await shared.hub.add_presence(self._channel.name, self.info, presence_ttl(shared))
+
+    def _is_behind(self, known: Position) -> bool:
+        at = self._channel.position
+        return at is not None and at.epoch == known.epoch and at.offset < known.offset
+
+    async def _catch_up(self, known: Position, history: History) -> None:
+        shared = self._shared
+        top = (await shared.hub.history(self._channel.name, history)).position
+        if top.epoch != known.epoch or top.offset < known.offset:
+            return  # nobody has been where it says it is
+        until = shared.clock.seconds() + CATCH_UP_SECONDS
+        while self._is_behind(known) and shared.clock.seconds() < until:
+            await deferLater(cast(Any, shared.clock), CATCH_UP_LOOK_SECONDS)
 
     def settle(self) -> tuple[Subscription, SubscribeResult]:
         """Make the client a member. Its reply must be written in the same turn.

@@ -360,3 +360,64 @@ def test_what_the_api_ends_while_it_is_on_its_way_does_not_begin() -> None:
     assert ann.subscribes("a") == {}
     ann.leaves()
     nothing_is_left(city)
+
+
+# --- shards that are not equally quick ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_in_time", [True, False])
+def test_who_comes_from_a_quicker_shard_is_waited_for(is_in_time: bool) -> None:
+    city = City(namespaces(FOLLOWED), shards=2)
+    ann, bob = city.guest(0), city.guest(1)
+    epoch = ann.subscribes("a")["epoch"]
+    bob.subscribes("a")
+    slow = city.shards[1]
+    slow.hub.pause()
+    publish(city, "a", 1, 2, 3)
+    city.turn()
+    assert ann.heard == [1, 2, 3] and bob.heard == []
+    ann.leaves()
+    ann = city.guest(1)
+    ann.says({"id": 5, "subscribe": {"channel": "a", "recover": True, "epoch": epoch, "offset": 3}})
+    city.turn(0.5 if is_in_time else 2)
+    assert bool(ann.told) is not is_in_time
+    slow.hub.resume()
+    city.turn(0.5)
+    publish(city, "a", 4)
+    city.turn()
+    if is_in_time:
+        told = ann.told
+        (result,) = (reply["subscribe"] for reply in told if "subscribe" in reply)
+        assert result["recovered"] and "publications" not in result
+        assert [reply["push"]["pub"]["data"] for reply in told if "pub" in reply.get("push", {})] == [4]
+    assert bob.heard == [1, 2, 3, 4]
+    for one in (ann, bob):
+        one.leaves()
+    nothing_is_left(city)
+
+
+def test_nobody_waits_for_a_place_where_nobody_was() -> None:
+    city = City(namespaces(FOLLOWED))
+    ann = city.guest()
+    epoch = ann.subscribes("a")["epoch"]
+    ann.asks(unsubscribe={"channel": "a"})
+    result = ann.subscribes("a", recover=True, epoch=epoch, offset=1 << 60)
+    assert result["was_recovering"] and "recovered" not in result
+
+
+def test_who_leaves_while_it_is_waited_for_leaves_nothing() -> None:
+    city = City(namespaces(FOLLOWED), shards=2)
+    ann, bob = city.guest(0), city.guest(1)
+    epoch = ann.subscribes("a")["epoch"]
+    bob.subscribes("a")
+    city.shards[1].hub.pause()
+    publish(city, "a", 1)
+    city.turn()
+    ann.leaves()
+    ann = city.guest(1)
+    ann.says({"id": 5, "subscribe": {"channel": "a", "recover": True, "epoch": epoch, "offset": 1}})
+    city.turn(0.1)
+    ann.leaves()
+    bob.leaves()
+    city.shards[1].hub.resume()
+    nothing_is_left(city)
