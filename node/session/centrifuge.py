@@ -271,7 +271,7 @@ class CentrifugeSession:
     def _begin(self, command: Command) -> None:
         try:
             result = self._run(self, command)
-        except (Refused, Ended) as error:
+        except Exception as error:
             self._fail(command, error)
             return
         if not isinstance(result, Deferred):

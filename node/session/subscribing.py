@@ -54,7 +54,7 @@ FLAG_REJECT_UNRECOVERABLE = 2
 CATCH_UP_SECONDS = 1.0
 CATCH_UP_LOOK_SECONDS = 0.02
 """How long a client that is ahead of this shard is kept waiting until the channel has come to where it is,
-and how often that is looked at. It comes from a shard that has less to do; what it has must not come again."""
+and how often that is looked at. It comes from a quicker shard; what it has must not come again."""
 
 log = Logger("spread.node.session.subscribing")
 
@@ -244,13 +244,20 @@ class Arrival:
     def settle(self) -> tuple[Subscription, SubscribeResult]:
         """Make the client a member. Its reply must be written in the same turn.
 
-        :raises Refused: it wants no subscription that does not recover. Nothing is left behind.
+        :raises Refused: it wants no subscription that does not recover. Nothing is left behind, as with any
+            other failure.
         """
+        try:
+            return self._settle()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _settle(self) -> tuple[Subscription, SubscribeResult]:
         request, grant, options = self._request, self._grant, self._options
         position = self._channel.position or Position("", 0)
         missed = self._missed(position) if self._is_recovering else None
         if request.recover and self._is_recovering and missed is None and self._rejects_holes:
-            self.abandon()
             raise Refused(codes.UNRECOVERABLE_POSITION)
         codec = self._subscriber.codec
         if request.delta in options.allowed_delta_types and self._is_positioned and codec.full is not None:

@@ -15,6 +15,7 @@ from spread.hub.api import Broken, Format, Position, Publication, PublishOptions
 from spread.node import channel as channel_module
 from spread.node import codes
 from spread.node.control import SubscribeOptions
+from spread.node.session import subscribing
 from spread.node.session.centrifuge import MAX_UNREAD_BYTES
 from spread.node.settings import PersonalChannel
 from tests.node.people import OPEN, City, Person, namespaces, token
@@ -420,4 +421,25 @@ def test_who_leaves_while_it_is_waited_for_leaves_nothing() -> None:
     ann.leaves()
     bob.leaves()
     city.shards[1].hub.resume()
+    nothing_is_left(city)
+
+
+# --- defects of ours ------------------------------------------------------------------------------------
+
+
+def test_a_defect_ends_the_one_connection_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object) -> Any:
+        raise RuntimeError("a defect")
+
+    city = City(namespaces(FOLLOWED))
+    ann, bob = city.guest(), city.guest()
+    ann.subscribes("b")
+    monkeypatch.setattr(subscribing, "recovered_for", defect)
+    ann.says({"id": 5, "subscribe": {"channel": "a"}})
+    assert ann.closed == (3004, "internal server error")
+    monkeypatch.setattr(city.shards[0].hub, "publish", defect)
+    bob.says({"id": 5, "publish": {"channel": "a", "data": 1}})
+    assert bob.closed == (3004, "internal server error")
+    ann.leaves()
+    bob.leaves()
     nothing_is_left(city)
