@@ -36,6 +36,7 @@ from spread.node.wire.messages import (
     Command,
     ConnectRequest,
     Error,
+    ProtocolError,
     Publication,
     PublishRequest,
     Push,
@@ -240,8 +241,8 @@ class Witness:
         self.pings = 0
         self.publications = 0
         """Of others."""
-        self.deltas: dict[int, bytes] = {}
-        """The last publications in ``DELTA``, put together, by their offsets."""
+        self.deltas: dict[tuple[str, int], bytes] = {}
+        """The publications in ``DELTA`` since the last check, put together, by their epochs and offsets."""
         self._base = b""
         self._pinged_at = self.town.clock.seconds()
         self._last_id = 1
@@ -297,8 +298,15 @@ class Witness:
             if push.channel == self.DELTA:
                 data = event.data if self.caller.is_protobuf else json.loads(event.data).encode()
                 self._base = apply(self._base, data, 1 << 20) if event.delta else data
-                self.deltas[event.offset] = self._base
-                self.deltas.pop(event.offset - 20, None)
+                kept = self.town.exchange.streams._kept.get(self.DELTA)
+                self.deltas["" if kept is None else kept.epoch, event.offset] = self._base
+
+
+def _is_same(of_json: bytes, of_protobuf: bytes) -> bool:
+    try:
+        return wire_json.embeddable(of_protobuf) == of_json
+    except ProtocolError:
+        return False
 
 
 class Town:
@@ -357,9 +365,9 @@ class Town:
                 assert witness.heard == [word], f"witnesses heard {witness.heard!r} instead of {word!r}"
                 witness.heard.clear()
         of_json, of_protobuf = (witness.deltas for witness in self.witnesses)
-        for offset in of_json.keys() & of_protobuf.keys():
-            same = wire_json.embeddable(of_protobuf[offset]) == of_json[offset]
-            assert same, f"{of_json[offset]!r} and {of_protobuf[offset]!r}"
+        for place in of_json.keys() & of_protobuf.keys():
+            ours, theirs = of_json[place], of_protobuf[place]
+            assert _is_same(ours, theirs), f"at {place}: {ours!r} and {theirs!r}"
         of_json.clear()
         of_protobuf.clear()
 
