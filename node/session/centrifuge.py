@@ -42,6 +42,7 @@ from spread.node.codec import Codec, Wire
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
+from spread.node.session.intake import Intake
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscribing import depart
 from spread.node.session.subscription import Subscription
@@ -50,17 +51,6 @@ from spread.node.wire import messages
 from spread.node.wire.messages import Command, ProtocolError, Reply
 
 __all__ = ["CentrifugeSession", "SessionState"]
-
-MAX_UNACKNOWLEDGED_BYTES = 131072
-"""Data of a client's publications that may be on their way to the hub; above it the client is not read."""
-
-
-MAX_UNREAD_BYTES = 131072
-"""Frames of an emulated client that wait while it should not be read; TCP cannot tell it to wait, since each
-frame comes with a request of its own. One more, and it is disconnected."""
-
-FRAME_BYTES = 200
-"""What a frame that waits costs besides its bytes."""
 
 Outcome = messages.Result | None
 """What a command comes to; ``None``: no reply."""
@@ -103,20 +93,15 @@ class CentrifugeSession:
         "_errors",
         "_errors_since",
         "_is_batching",
-        "_is_held",
-        "_is_reading",
-        "_open_bytes",
-        "_open_commands",
         "_replies",
         "_run",
-        "_unread",
-        "_unread_bytes",
         "_waiting",
         "_working",
         "client",
         "codec",
         "conn_info",
         "expire_at",
+        "intake",
         "number",
         "outbox",
         "secret",
@@ -140,9 +125,7 @@ class CentrifugeSession:
         codec: Codec,
         visit: Visit,
         shared: Shared,
-        run: Callable[
-            [CentrifugeSession, Command], Deferred[messages.Result | None] | messages.Result | None
-        ],
+        run: Run,
     ) -> None:
         self.number = number
         self.client = client
@@ -172,14 +155,9 @@ class CentrifugeSession:
         self._working: set[Deferred[Any]] | None = None
         self._replies: list[bytes] = []
         self._is_batching = False
-        self._open_commands = 0
-        self._open_bytes = 0
         self._errors = 0
         self._errors_since = -math.inf
-        self._is_reading = True
-        self._is_held = False
-        self._unread: deque[bytes] | None = None
-        self._unread_bytes = 0
+        self.intake = Intake(self, edge)
         now = shared.clock.seconds()
         limit = shared.client.commands_per_second
         self._commands_rate = Rate(limit, now) if limit else None
@@ -198,9 +176,14 @@ class CentrifugeSession:
         return self.state is SessionState.CONNECTED
 
     @property
+    def is_connecting(self) -> bool:
+        """It has asked to, and is not answered yet."""
+        return self.state is SessionState.CONNECTING
+
+    @property
     def is_reading(self) -> bool:
         """What it says is taken in."""
-        return self._is_reading
+        return self.intake.is_open
 
     @property
     def _wire(self) -> Wire:
@@ -211,8 +194,8 @@ class CentrifugeSession:
         """See ``contract.EdgeSession``."""
         if not self.is_alive:
             return
-        if self.visit.is_emulated and not self._is_reading:
-            self._put_off(frame)
+        if self.visit.is_emulated and not self.intake.is_open:
+            self.intake.put_off(frame)
             return
         self.shared.counters.messages_in += 1
         try:
@@ -228,7 +211,11 @@ class CentrifugeSession:
                 break  # what came behind a connect that was refused in the same frame is dropped
         self._is_batching = False
         self._write_replies()
-        self._read_or_not()
+        self._check_intake()
+
+    def _check_intake(self) -> None:
+        if not self._is_batching:  # else it is looked at again at the end of the batch
+            self.intake.check()
 
     def _take(self, command: Command) -> None:
         """Begin a command, or let it wait."""
@@ -252,7 +239,7 @@ class CentrifugeSession:
             channel = getattr(request, "channel", "")
             if self._busy and channel in self._busy:
                 self._busy[channel].append(command)
-                self._open_commands += 1
+                self.intake.began()
             else:
                 self._begin(command)
 
@@ -296,12 +283,10 @@ class CentrifugeSession:
         if self._working is None:
             self._working = set()
         self._working.add(result)
-        self._open_commands += 1
-        self._open_bytes += size
+        self.intake.began(size)
 
         def done(outcome: Any) -> Any:
-            self._open_commands -= 1
-            self._open_bytes -= size
+            self.intake.done(size)
             if self._working is not None:
                 self._working.discard(result)
             return outcome
@@ -315,8 +300,8 @@ class CentrifugeSession:
         def go_on(_: object) -> None:
             if channel and self._busy is not None:
                 self._go_on(channel)
-            if not self._is_reading:
-                self._read_or_not()
+            if not self.intake.is_open:
+                self._check_intake()
 
         result.addBoth(done)
         result.addCallbacks(succeeded, failed)
@@ -327,13 +312,13 @@ class CentrifugeSession:
         """A channel is not busy any more: do what waited for that."""
         assert self._busy is not None
         waiting = self._busy.pop(channel, None)
-        self._open_commands -= len(waiting or ())
+        self.intake.done(count=len(waiting or ()))
         was_batching, self._is_batching = self._is_batching, True
         while waiting and self.is_alive:
             if channel in self._busy:
                 # Busy again: the rest waits for that.
                 self._busy[channel].extend(waiting)
-                self._open_commands += len(waiting)
+                self.intake.began(count=len(waiting))
                 break
             self._begin(waiting.popleft())
         self._is_batching = was_batching
@@ -379,7 +364,7 @@ class CentrifugeSession:
             self._waiting = None
         if command.id:
             self.answer_error(command.id, answer)
-        self._read_or_not()
+        self._check_intake()
 
     def answer_error(self, id: int, error: codes.Error) -> None:
         """Refuse a command; too many of that end the connection."""
@@ -429,7 +414,7 @@ class CentrifugeSession:
         self._is_batching = was_batching
         if not was_batching:
             self._write_replies()
-        self._read_or_not()
+        self._check_intake()
 
     # -- subscriptions ---------------------------------------------------------------------------------------
 
@@ -460,55 +445,6 @@ class CentrifugeSession:
         depart(self.shared, subscription)
         if why is not None:
             self.push(name, messages.Unsubscribe(why.code, why.reason))
-
-    # -- reading ---------------------------------------------------------------------------------------------
-
-    def hold(self, channel: str) -> None:
-        """It has published: do not read it for a moment if receivers of the channel can hardly keep up."""
-        if not self._is_held and self.shared.pressure.hold(channel, self):
-            self._is_held = True
-            self.shared.counters.held_publishers += 1
-
-    def released(self) -> None:
-        """See ``pressure.Publisher``."""
-        self._is_held = False
-        self._read_or_not()
-
-    def _read_or_not(self) -> None:
-        """Read the client only while what it says can be worked on."""
-        if not self.is_alive or self._is_batching:
-            return  # looked at again at the end of the batch
-        # Stop at the limit, go on at half of it: not one pause for each command.
-        share = 1.0 if self._is_reading else 0.5
-        is_crowded = (
-            self._open_commands >= self.shared.client.max_unacknowledged_commands * share
-            or self._open_bytes >= MAX_UNACKNOWLEDGED_BYTES * share
-        )
-        wanted = not (is_crowded or self._is_held or self.state is SessionState.CONNECTING)
-        if wanted is not self._is_reading:
-            self._is_reading = wanted
-            if wanted:
-                self._edge.resume_reading()
-                self._read_what_waits()
-            else:
-                self.shared.counters.reading_pauses += is_crowded
-                self._edge.pause_reading()
-
-    def _put_off(self, frame: bytes) -> None:
-        if self._unread_bytes >= MAX_UNREAD_BYTES:
-            self.note("3013 too many requests", f"{self._unread_bytes} bytes of commands wait already")
-            self.end(codes.TOO_MANY_COMMANDS)
-            return
-        if self._unread is None:
-            self._unread = deque()
-        self._unread.append(frame)
-        self._unread_bytes += len(frame) + FRAME_BYTES
-
-    def _read_what_waits(self) -> None:
-        while self._unread and self._is_reading and self.is_alive:
-            frame = self._unread.popleft()
-            self._unread_bytes -= len(frame) + FRAME_BYTES
-            self.received(frame)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -553,7 +489,8 @@ class CentrifugeSession:
 
     def _leave(self) -> None:
         """Leave all channels; cancel what was begun."""
-        self._waiting = self._busy = self._unread = None
+        self._waiting = self._busy = None
+        self.intake.forget()
         working, self._working = self._working, None
         for result in list(working or ()):
             result.cancel()

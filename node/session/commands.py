@@ -160,7 +160,7 @@ def _publish(session: CentrifugeSession, request: PublishRequest) -> Deferred[Ou
         0,  # the publisher gets it too, if it is subscribed
         PublishOptions(history=options.history, info=info, delta=options.delta_publish),
     )
-    session.hold(channel)
+    session.intake.hold(channel)
     return taken.addCallback(_published)
 
 

@@ -16,7 +16,7 @@ from spread.node import channel as channel_module
 from spread.node import codes
 from spread.node.control import SubscribeOptions
 from spread.node.session import subscribing
-from spread.node.session.centrifuge import MAX_UNREAD_BYTES
+from spread.node.session.intake import MAX_UNREAD_BYTES
 from spread.node.settings import PersonalChannel
 from tests.node.people import OPEN, City, Person, namespaces, token
 
