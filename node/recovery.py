@@ -9,6 +9,7 @@ the client is told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from spread.hub.api import Position, Publication, Stream
 
@@ -28,19 +29,17 @@ def recovered(
     """
     if known.epoch not in ("", now.epoch) or stream.position.epoch != now.epoch or collected is None:
         return None
-    missed: list[Publication] = []
-    next_offset = known.offset + 1
+    count = now.offset - known.offset
+    if not 0 <= count <= limit:
+        return None
+    there: dict[int, Publication] = {}
     for publication in (*stream.publications, *collected):
         if publication.epoch not in ("", now.epoch):
             return None
-        if next_offset <= publication.offset <= now.offset:
-            if publication.offset != next_offset:
-                return None  # trimmed, or expired
-            missed.append(publication)
-            next_offset += 1
-    if next_offset != now.offset + 1 or len(missed) > limit:
-        return None
-    return missed
+        there[publication.offset] = publication
+    missed = [there.get(offset) for offset in range(known.offset + 1, now.offset + 1)]
+    # A hole was trimmed away, or has expired.
+    return None if None in missed else cast(list[Publication], missed)
 
 
 def newest(

@@ -17,7 +17,10 @@ OTHER_FLAGS = {
     *("--api", "--json", "--key", "--since", "--token", "--url"),  # spread tail, spread publish
     *("--secret-file", "--ttl", "--user"),  # spread token
 }
-OTHER_COMMANDS = re.compile(r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly|clients|transport|protocol|subscribe|frames|seed|target)\b")
+OTHER_COMMANDS = re.compile(
+    r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly"  # of other programs
+    r"|clients|transport|protocol|subscribe|frames|seed|target)\b"  # python -m tests.…
+)
 
 
 def fenced(text: str) -> list[str]:

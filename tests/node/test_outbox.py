@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from hypothesis import given
@@ -177,7 +178,7 @@ def test_there_are_no_last_words_on_a_lost_connection() -> None:
         desk.outbox.write(b"y" * 60)
         assert desk.outbox.has_overflowed
         getattr(desk.outbox, loss)()
-        desk.outbox.close(lambda: desk.events.append("finished"), b"slow!")
+        desk.outbox.close(partial(desk.events.append, "finished"), b"slow!")
         assert desk.events == ["overflowed"]
         assert (desk.outbox.waiting_bytes, desk.outbox.has_overflowed) == (0, False)
 
