@@ -28,7 +28,7 @@ from spread.hub.errors import HubError, HubMisconfigured, LeaseTaken
 from spread.node.addresses import AutoShard, OneShard, ShardRange, parse_address, parse_shards
 from spread.node.child import FLEET_LIFELINE
 from spread.node.config import ConfigError, load
-from spread.node.flags import SettingsCommand, example_toml, given, options
+from spread.node.config.flags import SettingsCommand, example_toml, given, options
 from spread.node.listen import CannotListen, bind, inherited, raise_file_limit
 from spread.node.logs import start_logging
 from spread.node.settings import Settings

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.node import codes
+from spread.node.auth.tokens import Overrides
 from spread.node.codec import Codec
 from spread.node.control import Control, SubscribeOptions
 from spread.node.cork import Cork
@@ -28,7 +29,6 @@ from spread.node.session.commands import run
 from spread.node.session.contract import Edge, Visit
 from spread.node.session.shared import Account, Refused, Shared
 from spread.node.session.subscribing import Grant, announce_join, prepare
-from spread.node.tokens import Overrides
 from spread.node.wire.messages import Refresh, Subscribe, SubscribeRequest
 
 if TYPE_CHECKING:

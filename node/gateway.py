@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from spread.hub.api import Hub
 from spread.node.api.http import api_paths, api_resource
 from spread.node.api.methods import Methods
+from spread.node.auth.verifiers import token_verifiers
 from spread.node.channel import Channels
 from spread.node.clients import Clients
 from spread.node.codes import Disconnect
@@ -35,8 +36,7 @@ from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
 from spread.node.session.shared import Shared
 from spread.node.settings import Settings
-from spread.node.site import answering, quiet_site
-from spread.node.verifiers import token_verifiers
+from spread.node.web.site import answering, quiet_site
 from spread.node.wheel import Wheel
 
 __all__ = ["Gateway"]

@@ -35,12 +35,12 @@ from spread.node.limits import Admission
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.metrics import ShardCounters, ShardMetrics
 from spread.node.namespaces import Namespaces
-from spread.node.ops import ops_site
 from spread.node.pressure import Pressure
 from spread.node.session.text import Surroundings
 from spread.node.settings import Settings
-from spread.node.site import BoundedFactory
 from spread.node.tls import TlsContext, over_tls
+from spread.node.web.ops import ops_site
+from spread.node.web.site import BoundedFactory
 
 __all__ = ["RESERVED_FILES", "Shard", "ShardState"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from msgspec.structs import fields
 
-from spread.node.absent import ABSENT
 from spread.node.config import ConfigError, load
-from spread.node.flags import FLAGS, Flag, flags_of, shown_default
+from spread.node.config.absent import ABSENT
+from spread.node.config.flags import FLAGS, Flag, flags_of, shown_default
 from spread.node.settings import Namespace, NamespaceOptions, Settings
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"

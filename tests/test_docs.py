@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spread.node.flags import FLAGS
+from spread.node.config.flags import FLAGS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

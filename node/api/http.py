@@ -30,7 +30,7 @@ from twisted.web.server import NOT_DONE_YET
 from spread.node import codes
 from spread.node.api import params, results
 from spread.node.api.methods import METHODS, ApiError, Methods
-from spread.node.bodies import body_of
+from spread.node.web.bodies import body_of
 from spread.node.wire.json import embeddable
 from spread.node.wire.messages import ProtocolError
 

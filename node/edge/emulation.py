@@ -28,10 +28,10 @@ from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
 from spread.hub.errors import HubError, ShardUnknown
-from spread.node.bodies import body_of, is_protobuf
 from spread.node.edge.browser import BrowserResource
 from spread.node.metrics import ShardCounters
 from spread.node.settings import Settings
+from spread.node.web.bodies import body_of, is_protobuf
 from spread.node.wire import json, protobuf
 from spread.node.wire.messages import ProtocolError
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from spread.node.bodies import body_of, is_protobuf
 from spread.node.edge.streaming import Stream, StreamResource, stream_of
 from spread.node.session.contract import Sessions
 from spread.node.settings import Settings
+from spread.node.web.bodies import body_of, is_protobuf
 from spread.node.wire.framing import line, pack_lines
 
 __all__ = ["HttpStreamResource", "http_stream_resource"]

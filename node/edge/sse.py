@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from spread.node.bodies import body_of
 from spread.node.edge.streaming import Stream, StreamResource, stream_of
 from spread.node.session.contract import Sessions
 from spread.node.settings import Settings
+from spread.node.web.bodies import body_of
 from spread.node.wire.framing import sse
 
 __all__ = ["SseResource", "sse_resource"]

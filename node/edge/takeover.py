@@ -38,7 +38,7 @@ def take_over(request: Request, protocol: Recipient) -> bool:
     own buffer: ``spread.node.outbox.make_outbox`` does not overtake it.
 
     Nothing may be asked of the request afterwards, ``notifyFinish`` included. If its port counts
-    connections (``spread.node.site.BoundedFactory``), this one does not count any longer.
+    connections (``spread.node.web.site.BoundedFactory``), this one does not count any longer.
 
     :returns: ``False`` if there is nothing to take over: the connection is gone or ending, or is not
         HTTP/1. The protocol is untouched then.

@@ -14,11 +14,11 @@ from twisted.internet.defer import Deferred
 
 from spread.hub.api import ClientInfo, Format, Position, PresenceStats, PublishOptions, Stream
 from spread.node import codes
+from spread.node.auth.jwks import JwksUnavailable
+from spread.node.auth.keys import TokenExpired, TokenInvalid
+from spread.node.auth.permissions import may_publish, may_read_history, may_see_presence
 from spread.node.encoders import json_info, protobuf_info, publications_for
-from spread.node.jwks import JwksUnavailable
-from spread.node.keys import TokenExpired, TokenInvalid
 from spread.node.namespaces import ChannelOptions
-from spread.node.permissions import may_publish, may_read_history, may_see_presence
 from spread.node.session.centrifuge import CentrifugeSession, Outcome
 from spread.node.session.connecting import connect, verified_connection
 from spread.node.session.shared import Ended, Refused

@@ -17,14 +17,14 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
 from spread.node import codes
-from spread.node.jwks import JwksUnavailable
-from spread.node.keys import TokenExpired, TokenInvalid
-from spread.node.permissions import may_subscribe
+from spread.node.auth.jwks import JwksUnavailable
+from spread.node.auth.keys import TokenExpired, TokenInvalid
+from spread.node.auth.permissions import may_subscribe
+from spread.node.auth.tokens import ConnectionToken
 from spread.node.session.centrifuge import CentrifugeSession
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscribing import Arrival, Grant, announce_join, granted_by, prepare
 from spread.node.session.subscription import Subscription
-from spread.node.tokens import ConnectionToken
 from spread.node.wire.messages import ConnectRequest, ConnectResult, SubscribeRequest, SubscribeResult
 
 __all__ = ["connect", "verified_connection"]

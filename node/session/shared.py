@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 
 from spread.hub.api import Hub
 from spread.hub.reactor import Clock
+from spread.node.auth.tokens import ConnectionToken, SubscriptionToken
 from spread.node.channel import Channels
 from spread.node.codes import Disconnect, Error
 from spread.node.limits import Rate
@@ -17,7 +18,6 @@ from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
 from spread.node.settings import ClientSettings
-from spread.node.tokens import ConnectionToken, SubscriptionToken
 from spread.node.wheel import Wheel
 
 __all__ = ["TTL_MAX_SECONDS", "Ended", "Refused", "Registry", "Shared", "Tokens"]

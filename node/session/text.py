@@ -34,6 +34,7 @@ from spread.hub.api import PLAIN, Format, History, Hub, PublishOptions
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
 from spread.hub.reactor import Clock
 from spread.node import codes
+from spread.node.auth.permissions import may_use_text
 from spread.node.channel import Channel, Channels
 from spread.node.codec import Codec
 from spread.node.encoders import TEXT
@@ -41,7 +42,6 @@ from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
 from spread.node.outbox import Outbox
-from spread.node.permissions import may_use_text
 from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
 from spread.node.wire.text import Join, Say, error_line, parse

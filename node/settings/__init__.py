@@ -4,8 +4,8 @@
 Centrifugo v6 configuration, so that a team can bring its own; fields that Spread adds to them say so.
 
 Each field is one setting. Its key in the configuration file is the way to it, ``client.token.issuer``; its
-flag and environment variable are made from that by ``spread.node.flags`` (a few have shorter names, given in
-``spread.node.flags.SHORT``). The description is what ``--help`` shows.
+flag and environment variable are made from that by ``spread.node.config.flags`` (a few have shorter names,
+given in its ``SHORT``). The description is what ``--help`` shows.
 """
 
 from __future__ import annotations

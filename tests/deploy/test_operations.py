@@ -16,11 +16,11 @@ from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS
 from spread.node import cli
 from spread.node.addresses import LAST_SHARD
 from spread.node.child import KILL_AFTER_SECONDS
-from spread.node.flags import FLAGS
+from spread.node.config.flags import FLAGS
 from spread.node.listen import BACKLOG
 from spread.node.settings import NodeSettings
 from spread.node.shard import RESERVED_FILES
-from spread.node.site import IDLE_SECONDS
+from spread.node.web.site import IDLE_SECONDS
 from tests.deploy.files import ROOT
 from tests.hub.servers import Sentinel, Valkey
 from tests.live.processes import READY, Crowd, Node, home, until

@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from spread.node.keys import sign
+from spread.node.auth.keys import sign
 from spread.node.settings import (
     ChannelSettings,
     ClientSettings,

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spread.node.keys import MAX_TOKEN_BYTES, TokenKeys
+from spread.node.auth.keys import MAX_TOKEN_BYTES, TokenKeys
+from spread.node.auth.tokens import TokenVerifier
 from spread.node.settings import NamespaceOptions
-from spread.node.tokens import TokenVerifier
 from tests.fuzz.mutate import chance, mutated
 from tests.node.minting import (
     OTHER_RSA_KEY,

@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 
 from spread.hub.memory import Exchange, MemoryHub
 from spread.node import codes
+from spread.node.auth.keys import TokenKeys, sign
+from spread.node.auth.tokens import ConnectionToken, SubscriptionToken, TokenVerifier
 from spread.node.channel import Channels
 from spread.node.clients import Clients
 from spread.node.codec import Codec
@@ -20,7 +22,6 @@ from spread.node.control import Control
 from spread.node.cork import Cork
 from spread.node.encoders import codec_of
 from spread.node.fanout import Fanout
-from spread.node.keys import TokenKeys, sign
 from spread.node.limits import Admission
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
@@ -29,7 +30,6 @@ from spread.node.pressure import Pressure
 from spread.node.session.contract import Visit
 from spread.node.session.shared import Shared
 from spread.node.settings import ChannelSettings, ClientSettings, Namespace, NamespaceOptions
-from spread.node.tokens import ConnectionToken, SubscriptionToken, TokenVerifier
 from spread.node.wheel import Wheel
 from spread.node.wire.framing import line
 from tests.fakes import FakeTransport

@@ -29,7 +29,7 @@ from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
 from spread.node.settings import ClientSettings, HttpStreamSettings, Settings
-from spread.node.site import BoundedFactory, quiet_site
+from spread.node.web.site import BoundedFactory, quiet_site
 from spread.node.wire import messages
 from tests.cluster.shards import LOOPBACK, PATIENCE_SECONDS, Peer, reactor
 

@@ -28,7 +28,7 @@ from spread.node.control import ANSWER_MAX_BYTES
 from spread.node.namespaces import Namespaces
 from spread.node.pattern import MAX_ALTERNATIVES
 from spread.node.settings import Settings
-from spread.node.site import BoundedFactory, quiet_site
+from spread.node.web.site import BoundedFactory, quiet_site
 from tests.node.fake_api import Cluster
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "http-api.md").read_text()

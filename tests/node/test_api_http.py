@@ -25,9 +25,9 @@ from twisted.web.server import Site
 from spread.hub.api import ClientInfo
 from spread.node import codes
 from spread.node.api import MAX_BODY_BYTES, api_paths, api_resource, http
-from spread.node.bodies import BoundedSite
 from spread.node.settings import HttpApiSettings
-from spread.node.site import BoundedFactory, quiet_site
+from spread.node.web.bodies import BoundedSite
+from spread.node.web.site import BoundedFactory, quiet_site
 from tests.node.fake_api import Cluster, Shard
 
 KEY = "correct horse"

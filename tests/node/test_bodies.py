@@ -12,8 +12,8 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.web.http import Request
 from twisted.web.resource import Resource
 
-from spread.node.bodies import BODY_SECONDS, DISCARD_MAX_BYTES, body_of
-from spread.node.site import answering, quiet_site
+from spread.node.web.bodies import BODY_SECONDS, DISCARD_MAX_BYTES, body_of
+from spread.node.web.site import answering, quiet_site
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spread.node.config import FILE_MAX_BYTES, ConfigError, load
-from spread.node.flags import FLAGS, example_toml
+from spread.node.config.flags import FLAGS, example_toml
 from spread.node.settings import Settings
 
 SECRET = "s3cr3t"

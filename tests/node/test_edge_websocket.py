@@ -25,7 +25,7 @@ from spread.node.edge.codecs import JSON_WEBSOCKET, PROTOBUF_WEBSOCKET
 from spread.node.edge.websocket import REFUSALS_SECONDS, websocket_resource
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.settings import ClientSettings, Settings, WebSocketSettings
-from spread.node.site import IDLE_SECONDS, BoundedFactory, quiet_site
+from spread.node.web.site import IDLE_SECONDS, BoundedFactory, quiet_site
 from tests.node.edges import FakeSession, FakeSessions, SocketTransport
 
 reactor = cast(Any, global_reactor)

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec import Meta
 
-from spread.node import flags
-from spread.node.flags import FLAGS, SettingsCommand, example_toml, given, options
+from spread.node.config import flags
+from spread.node.config.flags import FLAGS, SettingsCommand, example_toml, given, options
 
 BY_KEY = {flag.key: flag for flag in FLAGS}
 

@@ -22,10 +22,10 @@ from twisted.web.client import BrowserLikePolicyForHTTPS
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from spread.node.jwks import FileJwks, JwksUnavailable, JwksVerifier, UrlJwks
-from spread.node.keys import KeyUnknown, TokenExpired, TokenInvalid, TokenKeys
-from spread.node.keyset import MAX_SET_BYTES, KeySet, KeyUnusable
-from spread.node.tokens import TokenRules
+from spread.node.auth.jwks import FileJwks, JwksUnavailable, JwksVerifier, UrlJwks
+from spread.node.auth.keys import KeyUnknown, TokenExpired, TokenInvalid, TokenKeys
+from spread.node.auth.keyset import MAX_SET_BYTES, KeySet, KeyUnusable
+from spread.node.auth.tokens import TokenRules
 from tests.hub.certificates import Authority
 from tests.node.minting import (
     CURVE_KEYS,

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spread.node.keys import (
+from spread.node.auth.keys import (
     MAX_TOKEN_BYTES,
     KeyUnknown,
     TokenExpired,
@@ -23,7 +23,7 @@ from spread.node.keys import (
     sign,
     token_header,
 )
-from spread.node.keyset import KeyUnusable, parse_key_set
+from spread.node.auth.keyset import KeyUnusable, parse_key_set
 from tests.node.minting import (
     CURVE_KEYS,
     ED_KEY,

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spread.node.keyset import (
+from spread.node.auth.keyset import (
     MAX_KEYS,
     MAX_SET_BYTES,
     KeySet,

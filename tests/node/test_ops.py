@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 
 from spread.hub.api import HubCounters
 from spread.node.metrics import ShardCounters, ShardMetrics
-from spread.node.ops import ops_site
+from spread.node.web.ops import ops_site
 from tests.fakes import HttpAnswer, asked
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from spread.node.namespaces import ChannelOptions, Namespaces
-from spread.node.permissions import (
+from spread.node.auth.permissions import (
     may_publish,
     may_read_history,
     may_see_presence,
     may_subscribe,
     may_use_text,
 )
+from spread.node.namespaces import ChannelOptions, Namespaces
 from spread.node.settings import NamespaceOptions
 from tests.node.people import City, namespaces
 

@@ -9,7 +9,7 @@ import pytest
 
 from spread.hub.api import Broken, Format, Position, PublishOptions
 from spread.node import codes
-from spread.node.jwks import JwksUnavailable
+from spread.node.auth.jwks import JwksUnavailable
 from spread.node.session.centrifuge import SessionState
 from spread.node.settings import NamespaceOptions, PersonalChannel
 from tests.node.people import NOW, OPEN, City, Person, namespaces, token

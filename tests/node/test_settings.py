@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from spread.node.flags import FLAGS, Flag
+from spread.node.config.flags import FLAGS, Flag
 from spread.node.settings import Namespace, Settings
 
 every_setting = pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.key)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport, StringTransportWithDisconnection
 from twisted.logger import LogEvent, globalLogPublisher
 
-from spread.node.site import IDLE_SECONDS, BoundedFactory, answering, http_site, quiet_site
+from spread.node.web.site import IDLE_SECONDS, BoundedFactory, answering, http_site, quiet_site
 from tests.fakes import HttpAnswer, asked
 
 

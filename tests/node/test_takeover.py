@@ -24,7 +24,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from spread.node.edge.takeover import take_over
 from spread.node.listen import bind, start_listening, stop_listening
-from spread.node.site import IDLE_SECONDS, BoundedFactory, answering, quiet_site
+from spread.node.web.site import IDLE_SECONDS, BoundedFactory, answering, quiet_site
 
 reactor = cast(Any, global_reactor)
 

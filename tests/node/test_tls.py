@@ -30,8 +30,8 @@ from spread.node.limits import Admission
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.outbox import TlsOutbox
 from spread.node.settings import Settings
-from spread.node.site import BoundedFactory, answering, quiet_site
 from spread.node.tls import BadCertificate, TlsContext, over_tls
+from spread.node.web.site import BoundedFactory, answering, quiet_site
 from tests.fakes import Loopback
 from tests.hub.certificates import Authority
 from tests.node.edges import FakeSessions

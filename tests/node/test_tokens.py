@@ -11,8 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spread.node.keys import TokenExpired, TokenInvalid, TokenKeys, sign
-from spread.node.tokens import Overrides, SubscriptionOptions, SubscriptionToken, TokenRules, TokenVerifier
+from spread.node.auth.keys import TokenExpired, TokenInvalid, TokenKeys, sign
+from spread.node.auth.tokens import (
+    Overrides,
+    SubscriptionOptions,
+    SubscriptionToken,
+    TokenRules,
+    TokenVerifier,
+)
 from tests.node.minting import OTHER_SECRET, RSA_KEY, SECRET, hs256, public_pem, signed
 
 NOW = 1_700_000_000

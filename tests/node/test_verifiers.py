@@ -9,11 +9,11 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from spread.node.jwks import FileJwks, JwksUnavailable, UrlJwks
-from spread.node.keys import TokenExpired, TokenInvalid
-from spread.node.keyset import KeyUnusable
+from spread.node.auth.jwks import FileJwks, JwksUnavailable, UrlJwks
+from spread.node.auth.keys import TokenExpired, TokenInvalid
+from spread.node.auth.keyset import KeyUnusable
+from spread.node.auth.verifiers import Verifier, key_source, token_verifier, token_verifiers
 from spread.node.settings import ClientSettings, SubscriptionTokenSettings, TokenSettings
-from spread.node.verifiers import Verifier, key_source, token_verifier, token_verifiers
 from tests.node.minting import (
     CURVE_KEYS,
     OTHER_SECRET,

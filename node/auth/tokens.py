@@ -2,7 +2,7 @@
 
 A *connection token* says who connects; a *subscription token* lets its bearer into one channel. The
 difference is the ``channel`` claim: one that has it is no connection token, one without is no
-subscription token. Signatures and keys are the matter of ``spread.node.keys``.
+subscription token. Signatures and keys are the matter of ``spread.node.auth.keys``.
 
 Promises:
 
@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from spread.node.keys import (
+from spread.node.auth.keys import (
     TokenExpired,
     TokenInvalid,
     TokenKeys,

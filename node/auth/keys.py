@@ -9,7 +9,7 @@ Promises:
     ``MAX_TOKEN_BYTES``.
 3.  *Nothing tells a key*: no repr, no error, no log line. Reasons of errors hold no text from the token.
 
-What the claims mean is the matter of ``spread.node.tokens``. No Twisted, no I/O and no clock.
+What the claims mean is the matter of ``spread.node.auth.tokens``. No Twisted, no I/O and no clock.
 
     TokenError
     ├── TokenExpired            exp has come, or nbf has not
@@ -32,7 +32,7 @@ from jwt.algorithms import HMACAlgorithm
 from jwt.exceptions import InvalidKeyError
 from msgspec import Raw, Struct
 
-from spread.node.keyset import ECDSA, PUBLIC, RSA, KeySet, KeyUnusable, PublicKey
+from spread.node.auth.keyset import ECDSA, PUBLIC, RSA, KeySet, KeyUnusable, PublicKey
 
 __all__ = [
     "MAX_TOKEN_BYTES",

@@ -13,7 +13,7 @@ from twisted.web.server import Site
 
 from spread.hub.reactor import Clock
 from spread.node.metrics import ShardMetrics
-from spread.node.site import answering, quiet_site
+from spread.node.web.site import answering, quiet_site
 
 __all__ = ["ops_site"]
 

@@ -20,9 +20,9 @@ from spread.node.addresses import (
     parse_address,
     parse_shards,
 )
-from spread.node.checks_protocol import NO_KEY, check_channel, check_client, who_is_let_in
+from spread.node.config.checks_protocol import NO_KEY, check_channel, check_client, who_is_let_in
+from spread.node.config.values import ConfigError, reason, shown
 from spread.node.settings import Settings
-from spread.node.values import ConfigError, reason, shown
 
 __all__ = ["check_together"]
 

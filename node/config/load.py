@@ -8,8 +8,8 @@ A file is TOML or JSON, one table for each section. The environment is taken str
 ``SPREAD_...`` variable is an error, since it is most likely a misspelled setting. Not refused are what
 Kubernetes sets for services whose names begin with ``spread``, and what Spread reads elsewhere.
 
-What a Centrifugo configuration asks for and Spread does not have is an error as well (``spread.node.absent``
-has the list), unless the caller wants to be lenient: then it is a warning, and the key is passed over.
+What a Centrifugo configuration asks for and Spread does not have is an error as well (``absent`` has the
+list), unless the caller wants to be lenient: then it is a warning, and the key is passed over.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Any
 
 import msgspec
 
-from spread.node.absent import absent_keys, absent_variable, is_absent
-from spread.node.checks import check_together
-from spread.node.flags import FLAGS, Flag, flags_of
+from spread.node.config.absent import absent_keys, absent_variable, is_absent
+from spread.node.config.checks import check_together
+from spread.node.config.flags import FLAGS, Flag, flags_of
+from spread.node.config.values import ConfigError, checked, converted, parse_json, reason, shown, shown_key
 from spread.node.settings import Namespace, Settings
-from spread.node.values import ConfigError, checked, converted, parse_json, reason, shown, shown_key
 
 __all__ = ["ConfigError", "load"]
 

@@ -36,9 +36,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from spread.node.keys import TokenKeys, token_header
-from spread.node.keyset import MAX_SET_BYTES, KeySet, KeySetInvalid, parse_key_set
-from spread.node.tokens import ConnectionToken, SubscriptionToken, TokenRules, TokenVerifier
+from spread.node.auth.keys import TokenKeys, token_header
+from spread.node.auth.keyset import MAX_SET_BYTES, KeySet, KeySetInvalid, parse_key_set
+from spread.node.auth.tokens import ConnectionToken, SubscriptionToken, TokenRules, TokenVerifier
 
 __all__ = [
     "FileJwks",
@@ -58,7 +58,7 @@ TTL_BOUNDS = (60.0, 86400.0)
 """What an answer may say: no fetch for each client, and no revoked key for long."""
 REFETCH_SECONDS = 10.0
 
-log = Logger("spread.node.jwks")
+log = Logger("spread.node.auth.jwks")
 
 _Verified = TypeVar("_Verified")
 

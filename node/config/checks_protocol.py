@@ -11,13 +11,13 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 
-from spread.node.keys import TokenKeys
-from spread.node.keyset import KeyUnusable
+from spread.node.auth.keys import TokenKeys
+from spread.node.auth.keyset import KeyUnusable
+from spread.node.auth.verifiers import key_source, key_source_path, token_rules
+from spread.node.config.values import ConfigError, reason, shown
 from spread.node.namespaces import Namespaces
 from spread.node.settings import ClientSettings, NamespaceOptions, Settings, TokenSettings
 from spread.node.settings.kinds import format_duration
-from spread.node.values import ConfigError, reason, shown
-from spread.node.verifiers import key_source, key_source_path, token_rules
 
 __all__ = ["NO_KEY", "check_channel", "check_client", "who_is_let_in"]
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from twisted.internet.defer import Deferred, execute
 
-from spread.node.jwks import FileJwks, JwksSource, JwksVerifier, UrlJwks
-from spread.node.keys import TokenHeader, TokenKeys
+from spread.node.auth.jwks import FileJwks, JwksSource, JwksVerifier, UrlJwks
+from spread.node.auth.keys import TokenHeader, TokenKeys
+from spread.node.auth.tokens import ConnectionToken, SubscriptionToken, TokenRules, TokenVerifier
 from spread.node.settings import ClientSettings, TokenSettings
-from spread.node.tokens import ConnectionToken, SubscriptionToken, TokenRules, TokenVerifier
 
 __all__ = [
     "Verifier",

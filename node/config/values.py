@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from spread.node.flags import Flag
+from spread.node.config.flags import Flag
 from spread.node.logs import one_line
 from spread.node.settings.kinds import parse_duration
 

@@ -20,7 +20,7 @@ from twisted.web.server import Site
 from zope.interface import implementer
 
 from spread.hub.reactor import Clock
-from spread.node.bodies import BoundedSite
+from spread.node.web.bodies import BoundedSite
 
 __all__ = ["BoundedFactory", "answering", "http_site", "quiet_site"]
 
@@ -85,7 +85,7 @@ def quiet_site(reactor: Clock, children: dict[str, Resource]) -> Site:
     """A site of these resources, that logs no requests.
 
     :param children: by path without the first slash. One with an attribute ``max_body_bytes`` gets bodies up
-        to that size (``spread.node.bodies.body_of``).
+        to that size (``spread.node.web.bodies.body_of``).
     """
     resources = {f"/{name}".encode(): resource for name, resource in children.items()}
     limits = {path: getattr(resource, "max_body_bytes", None) for path, resource in resources.items()}
