@@ -159,7 +159,7 @@ class JsonLinesEdge:
             return
         self._is_closing = True
         self._partial = self._waiting = None
-        seconds = self._factory.write_seconds if self._outbox.has_overflowed else FINISH_SECONDS
+        seconds = max(self._factory.write_seconds, FINISH_SECONDS)
         self._timer = self._factory.clock.callLater(seconds, self.cut)
         self._outbox.close(self._said, _last_line(disconnect))
 

@@ -66,7 +66,8 @@ class _Phase(IntEnum):
 class WebSocketPort:
     """What the connections of one shard have in common.
 
-    :param write_seconds: how long a Close may take to be sent to a client that was too slow.
+    :param write_seconds: how long a Close may take to be sent, if that is more than ``CLOSE_SECONDS``. A
+        client that was too slow because its machine slept for a moment reads its Close when it wakes up.
     :param ping_seconds: time between two pings, for connections that asked for those of WebSocket;
         ``pong_seconds``: time in which they must be answered. None if not above 0.
     """
@@ -212,7 +213,7 @@ class WebSocketEdge:
         if self._phase is not _Phase.OPEN:
             return
         port = self._port
-        seconds = port.write_seconds if self._outbox.has_overflowed else CLOSE_SECONDS
+        seconds = max(port.write_seconds, CLOSE_SECONDS)
         self._begin_closing(seconds)
         self._outbox.close(self._said, websocket_close(disconnect.code, disconnect.reason))
 

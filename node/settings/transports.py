@@ -55,7 +55,11 @@ class WebSocketSettings(Section, frozen=True, kw_only=True):
     ] = 1
     write_timeout: Annotated[
         Duration,
-        Meta(gt=0, le=3600, description="How long the last bytes for a client that is closed may take."),
+        Meta(
+            gt=0,
+            le=3600,
+            description="How long the last bytes for a client that is closed may take; 5s at the least.",
+        ),
     ] = 1.0
     message_size_limit: Annotated[
         _Bytes, Meta(description="Bytes of the largest message of a client; one that sends more is closed.")

@@ -169,6 +169,8 @@ def test_a_slow_client_is_told_so_or_cut() -> None:
             desk.transport.drain()
             assert desk.heard == ["x" * 30_000, told(3008, "slow")]
         else:
+            desk.turn(FINISH_SECONDS - 1)
+            assert not desk.transport.is_aborted
             desk.turn(1)
             assert desk.transport.is_aborted
 

@@ -521,7 +521,7 @@ def test_a_slow_client_that_does_not_take_that_either_is_cut() -> None:
     for _ in range(3):
         desk.session.say(b"x" * 30_000)
         desk.turn()
-    desk.turn(0.9)
+    desk.turn(CLOSE_SECONDS - 0.1)
     assert not desk.transport.is_ended
     desk.turn(0.2)
     assert desk.transport.is_aborted
