@@ -109,7 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = FAILED
     except click.ClickException as error:
         code = _complain(USAGE, error.format_message())
-    except (ConfigError, CannotListen) as error:
+    except ConfigError as error:
+        for each in (error, *error.more):
+            code = _complain(USAGE, str(each))
+    except CannotListen as error:
         code = _complain(USAGE, str(error))
     except _Fault as fault:
         code = _complain(fault.code, fault.text)

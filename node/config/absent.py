@@ -19,12 +19,12 @@ _CHANNEL = {
     "map": "",
     "map_clients_presence_channel_prefix": "",
     "map_users_presence_channel_prefix": "",
-    "publish_proxy_enabled": "",
+    "publish_proxy_enabled": "http_api",
     "publish_proxy_name": "",
     "shared_poll": "",
-    "sub_refresh_proxy_enabled": "",
+    "sub_refresh_proxy_enabled": "subscription tokens",
     "sub_refresh_proxy_name": "",
-    "subscribe_proxy_enabled": "",
+    "subscribe_proxy_enabled": "subscription tokens",
     "subscribe_proxy_name": "",
     "subscribe_stream_proxy_bidirectional": "",
     "subscribe_stream_proxy_enabled": "",
@@ -38,6 +38,7 @@ _CHANNEL = {
     "broker_name": "",
     "cache_empty_proxy_enabled": "",
     "cache_empty_proxy_name": "",
+    "client_publish_debounce_interval": "",
     "history_cel": "",
     "keep_latest_publication": "",
     "presence_cel": "",
@@ -56,10 +57,10 @@ ABSENT: dict[str, str] = {
     "client.allowed_delta_types": "allowed_delta_types of a namespace",
     "client.channel_position_max_time_lag": "",
     "client.connect_code_to_unidirectional_disconnect": "",
-    "client.proxy": "",
+    "client.proxy": "connection tokens",
     "client.subscription_token.insecure_skip_jwks_endpoint_safety_check": "",
     "client.token.insecure_skip_jwks_endpoint_safety_check": "",
-    "consumers": "",
+    "consumers": "http_api",
     "controller": "hub.url",
     "debug": "",
     "dev": "",
@@ -108,6 +109,18 @@ ABSENT: dict[str, str] = {
     **{f"channel.namespaces[].{name}": instead for name, instead in _CHANNEL.items()},
 }
 """By key, what Spread has in its place, if anything."""
+
+_INSTEAD_OF_ONE = {
+    "health.handler_prefix": "/health of node.http",
+    "http_server.address": "node.http",
+    "http_server.internal_address": "node.ops",
+    "http_server.internal_port": "node.ops",
+    "http_server.port": "node.http",
+    "http_server.tls": "node.tls_cert and node.tls_key",
+    "log.file": "standard error",
+    "log.level": "node.log_level",
+}
+"""The same for single keys of tables."""
 
 _DEFAULTS: dict[str, object] = {
     "broker.type": "memory",
@@ -162,13 +175,13 @@ def absent_keys(key: str, value: object) -> Iterator[tuple[str, str]]:
     :param key: one that ``is_absent``.
     """
     instead = ABSENT[_INDEX.sub("[]", key)]
-    if not isinstance(value, Mapping) or value.get("enabled"):
+    if not isinstance(value, Mapping) or (value.get("enabled") and f"{key}.enabled" not in _EITHER_WAY):
         if not _says_nothing(key, value):
             yield key, instead
     elif not _says_nothing(key, value):
         for name, inner in value.items():
             if not _says_nothing(f"{key}.{name}", inner):
-                yield f"{key}.{name}", instead
+                yield f"{key}.{name}", _INSTEAD_OF_ONE.get(f"{key}.{name}", instead)
 
 
 def _says_nothing(key: str, value: object) -> bool:

@@ -70,7 +70,8 @@ def load(
     :param environ: all environment variables, ``os.environ``.
     :param flags: by key (``text.listen``) the settings that were given as flags.
     :param warn: to be lenient: called with a line for each thing that is passed over.
-    :raises ConfigError: something cannot be used; the first thing found.
+    :raises ConfigError: something cannot be used; the first thing found, with what else is wrong in the same
+        file by itself.
     """
 
     def doubt(error: ConfigError) -> None:
@@ -128,6 +129,7 @@ class _Walk:
     def __init__(self, source: str) -> None:
         self._source = source
         self._absent: list[tuple[str, str]] = []
+        self._wrong: list[ConfigError] = []
 
     def table(self, table: Mapping[str, Any], path: str, known: Mapping[str, Flag]) -> _Given:
         """The settings of a table, and of those within it.
@@ -143,7 +145,12 @@ class _Walk:
             if key in known and known[key].kind == "tables":
                 yield key, origin, self.tables(value, key)
             elif key in known:
-                yield key, origin, checked(known[key], value, origin, value)
+                try:
+                    right = checked(known[key], value, origin, value)
+                except ConfigError as error:
+                    self._wrong.append(error)
+                else:
+                    yield key, origin, right
             elif is_absent(key):
                 self._absent += absent_keys(key, value)
             elif any(each.startswith(f"{key}.") for each in known):
@@ -152,9 +159,10 @@ class _Walk:
                     raise ConfigError(self._source, f"{key} must be a table, not {shown(value)}{hint}")
                 yield from self.table(value, key, known)
             elif path:
-                raise ConfigError(self._source, f"unknown key {shown_key(key)}{_did_you_mean(key, known)}")
+                problem = f"unknown key {shown_key(key)}{_did_you_mean(key, known)}"
+                self._wrong.append(ConfigError(self._source, problem))
             else:
-                raise ConfigError(self._source, _unknown_section(key))
+                self._wrong.append(ConfigError(self._source, _unknown_section(key)))
 
     def tables(self, value: object, key: str) -> list[dict[str, Any]]:
         """The settings of each of a list of namespaces."""
@@ -173,13 +181,22 @@ class _Walk:
         return found
 
     def tell(self, doubt: _Doubt) -> None:
-        """Tell what was asked for in vain; everything at once."""
+        """Tell what was asked for in vain, and what is wrong; everything at once.
+
+        :raises ConfigError: something is wrong; it has the rest with it.
+        """
+        wrong = self._wrong
         if self._absent:
             words = [
                 f"{shown_key(key)} ({instead} instead)" if instead else shown_key(key)
                 for key, instead in self._absent
             ]
-            doubt(_has_not(self._source, words))
+            try:
+                doubt(_has_not(self._source, words))
+            except ConfigError as error:
+                wrong = [*wrong, error]
+        if wrong:
+            raise ConfigError(wrong[0].source, wrong[0].problem, wrong[1:])
 
 
 def _has_not(source: str, words: list[str]) -> ConfigError:
@@ -228,6 +245,10 @@ _HEAD_KEYS = {flag.flag.removeprefix("--"): flag.key for flag in FLAGS if flag.f
 """Flags that have the name of a section: ``hub`` and ``text``. In a file they are ``url`` and ``listen``."""
 
 
+_BEFORE_V6 = frozenset({"address", "internal_port", "port"})
+"""Keys that a Centrifugo before v6 had outside of all sections, and that most of its files have."""
+
+
 def _dotted(name: str, key: str, known: Mapping[str, Flag]) -> str:
     kind = "section" if name == key else "key"
     if key in known:
@@ -238,6 +259,8 @@ def _dotted(name: str, key: str, known: Mapping[str, Flag]) -> str:
 def _unknown_section(section: str) -> str:
     # Centrifugo before v6 had no sections: token_hmac_secret_key is client.token.hmac_secret_key now, and
     # api_key is http_api.key.
+    if section in _BEFORE_V6:
+        return f"unknown section {section}; this is of a Centrifugo before v6: convert the file to v6 first"
     near = (
         _same_name(section, _BY_KEY)
         or difflib.get_close_matches(section, _SECTIONS, 1)

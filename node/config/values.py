@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -25,14 +26,18 @@ _SHOWN_MAX_CHARACTERS = 80
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used. Its text is one line for the person who wrote it."""
+    """A configuration that cannot be used. Its text is one line for the person who wrote it.
 
-    def __init__(self, source: str, problem: str) -> None:
+    :param more: what else is wrong, and was found with it.
+    """
+
+    def __init__(self, source: str, problem: str, more: Sequence[ConfigError] = ()) -> None:
         super().__init__(source, problem)
         self.source = source
         """Where it is wrong: a key of a file, a variable, a flag."""
         self.problem = problem
         """What is wrong, and what to do."""
+        self.more = tuple(more)
 
     def __str__(self) -> str:
         return one_line(f"{self.source}: {self.problem}")

@@ -319,15 +319,21 @@ def test_a_variable_that_asks_for_nothing_is_taken() -> None:
     ("tree", "keys"),
     [
         ({"admin": {"enabled": True, "password": "x"}}, "admin"),
-        ({"http_server": {"port": 9000}}, "http_server.port (node.http, node.ops, node.tls_cert and"),
-        ({"http_server": {"tls": {"enabled": True}}}, "http_server.tls (node.http"),
+        ({"http_server": {"port": 9000}}, "http_server.port (node.http instead)"),
+        (
+            {"http_server": {"tls": {"enabled": True}}},
+            "http_server.tls (node.tls_cert and node.tls_key instead)",
+        ),
         (
             {"engine": {"type": "redis", "redis": {"address": "r"}}},
             "engine.type (hub.url instead), engine.redis",
         ),
-        ({"log": {"level": "debug"}}, "log.level (node.log_level and node.log_format instead)"),
+        ({"log": {"level": "debug"}}, "log.level (node.log_level instead)"),
         ({"prometheus": {"enabled": True}}, "prometheus (node.ops instead)"),
-        ({"health": {"enabled": True, "handler_prefix": "/ok"}}, "health"),
+        (
+            {"health": {"enabled": True, "handler_prefix": "/ok"}},
+            "health.handler_prefix (/health of node.http",
+        ),
         ({"uni_websocket": {"enabled": True}}, "uni_websocket"),
         ({"webtransport": {"enabled": True}}, "webtransport"),
         ({"proxies": [{"name": "x"}]}, "proxies"),
@@ -368,6 +374,35 @@ def test_what_spread_does_not_have_is_named(here: Path, tree: dict[str, Any], ke
     warnings: list[str] = []
     assert isinstance(from_json(tree, warn=warnings.append), Settings)
     assert warnings == [f"centrifugo.json: {line}"]
+
+
+def test_what_is_wrong_in_a_file_is_told_with_it(here: Path) -> None:
+    tree = {
+        "admin": {"enabled": True},
+        "client": {"ping_interval": "soon", "chanel_limit": 1},
+        **with_namespace(histroy_size=1, history_ttl="never"),
+        "portal": 1,
+    }
+    with pytest.raises(ConfigError) as caught:
+        from_json(tree)
+    lines = [str(error) for error in (caught.value, *caught.value.more)]
+    for words in (
+        "client.ping_interval: must be a duration",
+        "unknown key client.chanel_limit; did you mean client.channel_limit?",
+        "unknown key channel.namespaces[1].histroy_size; did you mean history_size?",
+        "channel.namespaces[1].history_ttl: must be a duration",
+        "unknown section portal",
+        "Spread does not have admin; take this out",
+    ):
+        assert sum(words in line for line in lines) == 1, words
+    assert len(lines) == 6
+    with pytest.raises(ConfigError) as caught:
+        from_json(tree, warn=lambda line: None)
+    assert len(caught.value.more) == 4, "lenient is not careless"
+
+
+def test_a_file_of_before_v6_is_told_to_be_one(here: Path) -> None:
+    assert "Centrifugo before v6" in problem({"port": 8000, "namespaces": []})
 
 
 def test_all_of_it_is_named_at_once(here: Path) -> None:
