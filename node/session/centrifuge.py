@@ -349,7 +349,7 @@ class CentrifugeSession:
             return
         if isinstance(error, Refused):
             answer = error.error
-            if self.state is SessionState.CONNECTING:
+            if error.detail or self.state is SessionState.CONNECTING:
                 self.note(f"{answer.code} {answer.message}", error.detail)
         elif isinstance(error, MessageTooLarge):
             answer = codes.LIMIT_EXCEEDED

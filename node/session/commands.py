@@ -50,6 +50,9 @@ from spread.node.wire.messages import (
 
 __all__ = ["run"]
 
+SHOWN_MAX_CHARACTERS = 255
+"""Of the name of a channel in the log: it may not have been looked at yet."""
+
 DELTA_TYPES = ("", "fossil")
 
 
@@ -63,8 +66,18 @@ def _options(session: CentrifugeSession, channel: str) -> ChannelOptions:
         raise Ended(codes.BAD_PROTOCOL, "no channel")
     options = session.shared.namespaces.options(channel)
     if options is None:
-        raise Refused(codes.UNKNOWN_CHANNEL)
+        raise _unknown(channel)
     return options
+
+
+def _unknown(channel: str) -> Refused:
+    name = channel[:SHOWN_MAX_CHARACTERS]
+    return Refused(codes.UNKNOWN_CHANNEL, f"the namespace of {name!r} is not in channel.namespaces")
+
+
+def _not_allowed(options: str, channel: str) -> Refused:
+    name = channel[:SHOWN_MAX_CHARACTERS]
+    return Refused(codes.PERMISSION_DENIED, f"{options} do not let this user do that in {name!r}")
 
 
 # --- coming in, going out -------------------------------------------------------------------------------
@@ -87,8 +100,8 @@ def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferre
     if len(session.subscriptions) + len(session.subscribing) >= shared.client.channel_limit:
         raise Refused(codes.LIMIT_EXCEEDED)
     options = _options(session, channel)
-    if shared.namespaces.why_invalid(channel):
-        raise Refused(codes.BAD_REQUEST)
+    if why := shared.namespaces.why_invalid(channel):
+        raise Refused(codes.BAD_REQUEST, f"{channel!r}: {why}")
     if request.delta not in DELTA_TYPES:
         raise Ended(codes.BAD_PROTOCOL, f"delta {request.delta[:16]!r}")
     session.subscribing[channel] = True
@@ -141,12 +154,12 @@ def _publish(session: CentrifugeSession, request: PublishRequest) -> Deferred[Ou
     if not data and (options is None or options.publication_data_format != "binary"):
         raise Refused(codes.BAD_REQUEST)
     if options is None:
-        raise Refused(codes.UNKNOWN_CHANNEL)
+        raise _unknown(channel)
     if request.type:
         raise Refused(codes.BAD_REQUEST, "map publications are not supported")
     subscription = session.subscriptions.get(channel)
     if not (shared.client.insecure or may_publish(options, session.user, subscription is not None)):
-        raise Refused(codes.PERMISSION_DENIED)
+        raise _not_allowed("allow_publish_for_client and its like", channel)
     format_ = _format(session, data, options.publication_data_format)
     info = (
         subscription.info
@@ -222,7 +235,7 @@ def _check_presence(session: CentrifugeSession, channel: str) -> None:
         raise Refused(codes.NOT_AVAILABLE)
     is_subscribed = channel in session.subscriptions
     if not (session.shared.client.insecure or may_see_presence(options, session.user, is_subscribed)):
-        raise Refused(codes.PERMISSION_DENIED)
+        raise _not_allowed("allow_presence_for_client and its like", channel)
 
 
 def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Outcome]:
@@ -234,7 +247,7 @@ def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Ou
     if not (
         shared.client.insecure or may_read_history(options, session.user, channel in session.subscriptions)
     ):
-        raise Refused(codes.PERMISSION_DENIED)
+        raise _not_allowed("allow_history_for_client and its like", channel)
     if request.limit < -1 or (request.reverse and since is not None and since.offset == 0):
         raise Refused(codes.BAD_REQUEST)
     cap = shared.client.history_max_publication_limit

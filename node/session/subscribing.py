@@ -108,11 +108,21 @@ async def permit(
     if request.token:
         return await _permit_by_token(shared, subscriber, request)
     if namespaces.is_private(request.channel):
-        raise Refused(codes.PERMISSION_DENIED, "the channel is private, and no token was given")
+        raise Refused(codes.PERMISSION_DENIED, f"{request.channel!r} is private, and no token was given")
     limited_to = namespaces.users_of(request.channel)
     if may_subscribe(options, subscriber.user, limited_to) or shared.client.insecure:
         return Grant()
-    raise Refused(codes.PERMISSION_DENIED, "the options of the channel do not allow it without a token")
+    if limited_to is not None:
+        option = "allow_user_limited_channels"
+    elif options.allow_subscribe_for_client:
+        option = "allow_subscribe_for_anonymous"
+    else:
+        option = "allow_subscribe_for_client"
+    if getattr(options, option):
+        raise Refused(codes.PERMISSION_DENIED, f"{request.channel!r} is for other users")
+    raise Refused(
+        codes.PERMISSION_DENIED, f"no subscription token, and {option} is off for {request.channel!r}"
+    )
 
 
 async def _permit_by_token(shared: Shared, subscriber: Subscriber, request: SubscribeRequest) -> Grant:

@@ -221,6 +221,42 @@ def test_lines_about_clients_are_not_a_flood() -> None:
     assert "80 more" in lines[-1]
 
 
+def test_what_is_refused_is_logged_with_what_would_allow_it() -> None:
+    city = City(
+        namespaces(
+            NamespaceOptions(),
+            room={"allow_subscribe_for_client": True, "channel_regex": "^[0-9]+$"},
+            pair={"allow_user_limited_channels": True},
+        )
+    )
+    lines: list[str] = []
+    city.shards[0].clients.log = FakeLog(lines)  # type: ignore[assignment]
+    ann = city.guest()
+    for request, words in (
+        (
+            {"subscribe": {"channel": "news"}},
+            "103 permission denied (no subscription token, and allow_subscribe_for_client is off for 'news')",
+        ),
+        ({"subscribe": {"channel": "room:1"}}, "allow_subscribe_for_anonymous is off for 'room:1'"),
+        ({"subscribe": {"channel": "$room:1"}}, "'$room:1' is private, and no token was given"),
+        ({"subscribe": {"channel": "a#17"}}, "allow_user_limited_channels is off for 'a#17'"),
+        ({"subscribe": {"channel": "pair:a#17"}}, "'pair:a#17' is for other users"),
+        ({"subscribe": {"channel": "room:x"}}, "107 bad request ('room:x': it does not match channel_regex"),
+        (
+            {"subscribe": {"channel": "nope:1"}},
+            "102 unknown channel (the namespace of 'nope:1' is not in channel.name",
+        ),
+        (
+            {"publish": {"channel": "news", "data": 1}},
+            "allow_publish_for_client and its like do not let this user",
+        ),
+        ({"publish": {"channel": "nope:1", "data": 1}}, "102 unknown channel (the namespace of 'nope:1'"),
+    ):
+        assert "error" in ann.asks(**request)
+        assert words in lines.pop(), request
+        assert not lines
+
+
 class FakeLog:
     def __init__(self, lines: list[str]) -> None:
         self.lines = lines
