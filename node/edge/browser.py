@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from spread.node.edge.origin import Origins, origin_of
+from spread.node.edge.origin import Origins, RefusedPages, origin_of
 
 __all__ = ["PREFLIGHT_SECONDS", "BrowserResource"]
 
@@ -38,6 +38,7 @@ class BrowserResource(Resource):
     def __init__(self, allowed_origins: Sequence[str], max_body_bytes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._origins = Origins(allowed_origins)
+        self._refused = RefusedPages("requests for streams")
         self.max_body_bytes = max_body_bytes
 
     def respond(self, request: Any) -> Any:
@@ -48,6 +49,7 @@ class BrowserResource(Resource):
         """See ``twisted.web.resource.IResource``."""
         origin = origin_of(request)
         if not self._origins.allows(origin):
+            self._refused.add(origin, request.site.reactor.seconds())
             return self.text(request, 403, "the origin of this page is not allowed")
         for name, value in _headers_for(origin):
             request.setHeader(name, value)

@@ -11,9 +11,13 @@ import re
 from collections.abc import Iterable
 from fnmatch import translate
 
+from twisted.logger import Logger
 from twisted.web.http import Request
 
-__all__ = ["Origins", "origin_of"]
+__all__ = ["REFUSALS_SECONDS", "Origins", "RefusedPages", "origin_of"]
+
+REFUSALS_SECONDS = 10.0
+"""Refused origins are logged this often at most, however many there are."""
 
 MAX_LENGTH = 1024
 """Characters of the longest origin that is looked at: a host has at most 253."""
@@ -38,6 +42,37 @@ class Origins:
         if self._pattern is None or len(origin) > MAX_LENGTH:
             return False
         return self._pattern.match(origin.lower()) is not None
+
+
+class RefusedPages:
+    """Tells the log of pages that were refused, and which setting decides.
+
+    :param what: what was refused, in the plural.
+    """
+
+    log = Logger("spread.node.edge.origin")
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._count = 0
+        self._logged_at = -REFUSALS_SECONDS
+
+    def add(self, origin: str | None, now: float) -> None:
+        """One more.
+
+        :param now: seconds of the reactor's clock.
+        """
+        self._count += 1
+        if now - self._logged_at >= REFUSALS_SECONDS:
+            self.log.warn(
+                "{count} {what} were refused; the last one came from a page of {origin!r}, which "
+                "client.allowed_origins does not allow",
+                count=self._count,
+                what=self._what,
+                origin=(origin or "")[:255],
+            )
+            self._count = 0
+            self._logged_at = now
 
 
 def origin_of(request: Request) -> str | None:

@@ -34,7 +34,7 @@ from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 
 from spread.node.edge.codecs import WebSocketCodecs, compressed_codecs
-from spread.node.edge.origin import Origins, origin_of
+from spread.node.edge.origin import Origins, RefusedPages, origin_of
 from spread.node.edge.parsers import QUIET, Parsers
 from spread.node.edge.takeover import take_over
 from spread.node.edge.websocket_connection import Opening, WebSocketEdge, WebSocketPort
@@ -48,8 +48,6 @@ SUBPROTOCOLS = ("centrifuge-protobuf", "centrifuge-json")
 INFLATED_FACTOR = 10
 """How much larger than ``message_size_limit`` a message may become that was compressed, if not set."""
 
-REFUSALS_SECONDS = 10.0
-"""Refused origins are logged this often at most, however many there are."""
 
 _NEEDED = (
     b"connection",
@@ -98,8 +96,7 @@ class WebSocketResource(Resource):
             )
             self._extensions = [_Deflate()]
         self._port: WebSocketPort | None = None
-        self._refused = 0
-        self._logged_at = -REFUSALS_SECONDS
+        self._refused = RefusedPages("WebSocket clients")
 
     def render(self, request: Any) -> Any:
         """See ``Resource``."""
@@ -109,7 +106,7 @@ class WebSocketResource(Resource):
             return _text(request, 405, "a WebSocket is asked for with GET")
         origin = origin_of(request)
         if not self._origins.allows(origin):
-            self._log_refusal(origin, request.site.reactor.seconds())
+            self._refused.add(origin, request.site.reactor.seconds())
             return _text(request, 403, "this origin is not allowed")
         protocol = ServerProtocol(extensions=self._extensions if self._inflating else None, logger=QUIET)
         try:
@@ -165,18 +162,6 @@ class WebSocketResource(Resource):
     def _user(self, headers: Any) -> str:
         values = headers.getRawHeaders(self._user_header) if self._user_header else None
         return values[0].decode(errors="replace") if values else ""
-
-    def _log_refusal(self, origin: str | None, now: float) -> None:
-        self._refused += 1
-        if now - self._logged_at >= REFUSALS_SECONDS:
-            self.log.warn(
-                "{count} WebSocket clients were refused; the last one came from a page of {origin!r}, which "
-                "client.allowed_origins does not allow",
-                count=self._refused,
-                origin=(origin or "")[:255],
-            )
-            self._refused = 0
-            self._logged_at = now
 
 
 def websocket_resource(sessions: Sessions, settings: Any) -> WebSocketResource:

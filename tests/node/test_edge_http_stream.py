@@ -11,6 +11,7 @@ from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
 from twisted.internet.task import deferLater
+from twisted.logger import LogEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
@@ -328,6 +329,9 @@ class Asking(StreamCase):
             self.assertEqual(answer.headers["vary"], "Origin")
 
     async def test_a_foreign_page_may_nothing(self) -> None:
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
         for origin in ("https://evil.example.com", "null", "", f"{ORIGIN}.evil.com", "x" * 5000):
             for request in (
                 post(PATH, CONNECT, f"Origin: {origin}"),
@@ -336,6 +340,9 @@ class Asking(StreamCase):
                 answer = await self.asked(request)
                 self.assertEqual(answer.status, 403, origin)
                 self.assertNotIn("access-control-allow-origin", answer.headers)
+        (warning,) = [event for event in events if event["log_level"].name == "warn"]
+        self.assertEqual(warning["origin"], "https://evil.example.com")
+        self.assertIn("client.allowed_origins", warning["log_format"])
         two = await self.asked(post(PATH, CONNECT, f"Origin: {ORIGIN}", "Origin: https://evil.example.com"))
         self.assertEqual(two.status, 403)
         self.assertEqual(self.sessions.opened, [])

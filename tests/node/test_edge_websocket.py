@@ -22,7 +22,8 @@ from websockets.sync.client import connect
 
 from spread.node import codes
 from spread.node.edge.codecs import JSON_WEBSOCKET, PROTOBUF_WEBSOCKET
-from spread.node.edge.websocket import REFUSALS_SECONDS, websocket_resource
+from spread.node.edge.origin import REFUSALS_SECONDS
+from spread.node.edge.websocket import websocket_resource
 from spread.node.listen import bind, start_listening, stop_listening
 from spread.node.settings import ClientSettings, Settings, WebSocketSettings
 from spread.node.web.site import IDLE_SECONDS, BoundedFactory, quiet_site
