@@ -270,7 +270,7 @@ def decoded(struct: type[T], params: bytes) -> T:
     decoder = _DECODERS[struct]
     try:
         return decoder.decode(params)  # type: ignore[return-value]
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         pass
     try:
         return decoder.decode(_without_nulls(params))  # type: ignore[return-value]

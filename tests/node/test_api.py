@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -96,6 +97,23 @@ def test_bytes(cluster: Cluster, data: bytes, format: Format) -> None:
     cluster.call("publish", {"channel": "news", "b64data": text, "data": "not this"})
     cluster.call("broadcast", {"channels": ["news"], "b64data": text, "data": None})
     assert [(one.data, one.format) for one in there.now()] == [(data, format)] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "written"),
+    [
+        ("publish", b'{"channel":"news","data":%b}'),
+        ("broadcast", b'{"channels":["news"],"data":%b}'),
+        ("subscribe", b'{"user":"17","channel":"news","data":%b}'),
+        ("batch", b'{"commands":[{"publish":{"channel":"news","data":%b}}]}'),
+    ],
+)
+def test_what_is_nested_too_deeply_is_a_bad_request(cluster: Cluster, method: str, written: bytes) -> None:
+    """The reader's limit counts the calls around it, so what HTTP could still read may be too deep here."""
+    there = Listener(cluster, "news")
+    depth = sys.getrecursionlimit()
+    assert code(cluster, method, written % (b"[" * depth + b"]" * depth)) == 107
+    assert there.now() == []
 
 
 def test_what_a_publication_carries(cluster: Cluster) -> None:
