@@ -25,6 +25,7 @@ from spread.node.listen import FLEET_SOCKETS, pass_on
 __all__ = [
     "FLEET_LIFELINE",
     "TRANSITIONS",
+    "Check",
     "Child",
     "Ending",
     "Event",
@@ -48,6 +49,9 @@ STEADY_SECONDS = 10.0
 
 KILL_AFTER_SECONDS = 2.0
 """On top of the time that a clean stop may take."""
+
+CHECK_SECONDS = 30.0
+"""A check that takes longer is killed, and has failed."""
 
 OUTPUT_SECONDS = 0.5
 """How long the output of a child that has exited is read, when a process that it started holds it open."""
@@ -211,6 +215,46 @@ class _Process(ProcessProtocol):
         for line in self._lines.finish():
             self._line(line)
         self._ended(Ending.of(reason))
+
+
+class Check:
+    """One process that tells, by exit code 0, that a shard could start with what is configured now.
+
+    It gets none of the sockets. What it prints is dropped; what is wrong it says on standard error.
+    """
+
+    def __init__(self, reactor: ProcessReactor, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._reactor = reactor
+        self._command = command
+        self._environ = environ
+        self._process = _Process(reactor, lambda _: None, self._has_ended)
+        self._timer: _Timer | None = None
+        self._ended: Deferred[Ending] = Deferred()
+
+    def run(self) -> Deferred[Ending]:
+        """Start it; call this once. Fires with how it ended, and never fails."""
+        try:
+            self._reactor.spawnProcess(
+                self._process,
+                self._command[0],
+                args=self._command,
+                env=self._environ,
+                childFDs={0: "w", 1: "r", 2: 2},
+            )
+        except OSError as error:
+            self._has_ended(Ending(f"it could not be started: {error}"))
+        else:
+            self._timer = self._reactor.callLater(CHECK_SECONDS, self.kill)
+        return self._ended
+
+    def kill(self) -> None:
+        """End it, if it runs."""
+        self._process.send("KILL")
+
+    def _has_ended(self, ending: Ending) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._ended.callback(ending)
 
 
 @dataclass(frozen=True, slots=True)

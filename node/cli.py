@@ -285,6 +285,7 @@ def _run_fleet(reactor: Any, settings: Settings, numbers: range) -> int:
         stop_seconds=settings.node.stop_seconds,
         # The embedded server may take 30 s to load what it had kept.
         start_seconds=settings.hub.start_seconds + 30,
+        check=[sys.executable, "-P", "-m", "spread.node", *sys.argv[1:], "--check"],
     )
 
     async def serve() -> int:

@@ -19,7 +19,9 @@ What is promised:
 2.  A fleet that cannot start says why by its exit code: that of a child that ended with 2 (configuration), 3
     (number taken) or 4 (hub) and was never ready; 1 when a shard died five times and was never ready. A
     shard that was ready once is never given up.
-3.  A roll replaces one shard at a time, and goes on only when the successor is ready.
+3.  A roll replaces one shard at a time, and goes on only when the successor is ready. It does not begin
+    when a shard could not start with what is configured now: clients would wait in the queue of a shard
+    that does not come back.
 4.  A stop is bounded: what has not ended after its time is killed.
 """
 
@@ -32,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from spread.node.child import FLEET_LIFELINE, Child, Ending, ProcessReactor, Recipe, State
+from spread.node.child import FLEET_LIFELINE, Check, Child, Ending, ProcessReactor, Recipe, State
 
 __all__ = ["FLEET_LIFELINE", "Fleet", "State"]
 
@@ -57,6 +59,7 @@ class Fleet:
         stop_seconds: float,
         start_seconds: float | None = None,
         random: Callable[[], float] = random.random,
+        check: Sequence[str] = (),
     ) -> None:
         """
         :param shards: the numbers, at least one.
@@ -69,9 +72,14 @@ class Fleet:
         :param start_seconds: a child that is not ready by then is killed, which counts as its death; give
             it more than the time it may wait for its hub. ``None``: as long as it takes.
         :param random: from 0 to below 1, for the pauses between two starts.
+        :param check: what tells before a roll, by exit code 0, that shards could start. Empty: nothing does.
         """
         if not shards:
             raise ValueError("a fleet needs a shard")
+        self._reactor = reactor
+        self._environ = environ
+        self._check_command = tuple(check)
+        self._check: Check | None = None
         recipe = Recipe(tuple(command), environ, stop_seconds, start_seconds)
         self._out: Callable[[str], object] | None = out
         self._children = [
@@ -105,7 +113,8 @@ class Fleet:
     def roll(self) -> None:
         """Replace the shards one by one, so that they run what is installed and configured now.
 
-        When a replacement does not become ready, the others keep running what they run. Asked for while
+        When they could not start, none is replaced. When a replacement does not become ready, the others
+        keep running what they run. Asked for while
         shards start for the first time, or during a roll, it is done afterwards, once.
         """
         self._wants_roll = True
@@ -203,7 +212,25 @@ class Fleet:
             rolling.addErrback(lambda failure: log.failure("rolling the shards", failure))
             rolling.addBoth(self._rolled)
 
+    async def _could_start(self) -> bool:
+        """Whether a shard could, with what is installed and configured now; if not, that is logged."""
+        if not self._check_command:
+            return True
+        self._check = Check(self._reactor, self._check_command, self._environ)
+        ending = await self._check.run()
+        self._check = None
+        if self._is_stopping:
+            return False
+        if ending.code != 0:
+            log.error(
+                "a shard could not start with what is configured now ({how}): no shard is replaced",
+                how=ending.text,
+            )
+        return ending.code == 0
+
     async def _roll(self) -> None:
+        if not await self._could_start():
+            return
         total = len(self._children)
         for position, child in enumerate(self._children, 1):
             log.info(
@@ -231,6 +258,8 @@ class Fleet:
         """Stop all shards; the exit code is ``code``, or says whether they ended well."""
         self._is_stopping = True
         self._code = code
+        if self._check is not None:
+            self._check.kill()
         for child in self._children:
             # Nobody will take what would still come to them: with our copies closed first, clients are
             # refused as soon as the child stops listening, and can go elsewhere at once.

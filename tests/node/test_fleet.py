@@ -28,6 +28,8 @@ from spread.node.listen import bind
 
 reactor = cast(Any, global_reactor)
 LOOPBACK = "127.0.0.1"
+CHECK = -1
+"""In place of its number: the process that checks before a roll."""
 FAKE_SHARD = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fake_shard.py"))]
 
 
@@ -72,7 +74,7 @@ class FakeReactor(Clock):
         """Shards that cannot be started."""
 
     def spawnProcess(self, protocol: Any, executable: Any, /, *, args: Any, env: Any, childFDs: Any) -> None:
-        shard = int(args[-1])
+        shard = CHECK if args == ("check",) else int(args[-1])
         if shard in self.broken:
             raise FileNotFoundError(executable)
         process = FakeProcess(protocol, shard)
@@ -97,7 +99,7 @@ class TestDecisions(SynchronousTestCase):
         self.socket = bind(LOOPBACK, 0)
         self.addCleanup(self.socket.close)
 
-    def make(self, shards: Sequence[int] = (4, 5, 6)) -> Fleet:
+    def make(self, shards: Sequence[int] = (4, 5, 6), check: Sequence[str] = ()) -> Fleet:
         return Fleet(
             self.reactor,
             shards=shards,
@@ -107,6 +109,7 @@ class TestDecisions(SynchronousTestCase):
             out=self.out,
             stop_seconds=10,
             random=lambda: 0.0,
+            check=check,
         )
 
     def out(self, line: str) -> None:
@@ -114,8 +117,8 @@ class TestDecisions(SynchronousTestCase):
         if self.out_error is not None:
             raise self.out_error
 
-    def start(self, *, ready: bool = True) -> None:
-        self.fleet = self.make()
+    def start(self, *, ready: bool = True, check: Sequence[str] = ()) -> None:
+        self.fleet = self.make(check=check)
         self.done = self.fleet.start()
         if ready:
             for shard in (4, 5, 6):
@@ -421,6 +424,62 @@ class TestDecisions(SynchronousTestCase):
         for shard in (4, 5, 6):
             self.roll_one(shard)
         self.stop()
+
+    def test_a_roll_begins_when_the_check_has_found_nothing_wrong(self) -> None:
+        self.start(check=["check"])
+        self.fleet.roll()
+        self.assertEqual(set(self.fleet.states.values()), {State.READY})
+        self.process(CHECK).protocol.childDataReceived(1, b"ready shard=4\n")
+        self.process(CHECK).exit()
+        for shard in (4, 5, 6):
+            self.roll_one(shard)
+        self.assertIn("rolled 3 shards", texts(self.logged))
+        self.assertEqual(self.lines, [f"ready shard={shard}\n" for shard in (4, 5, 6, 4, 5, 6)])
+        self.stop()
+
+    def test_no_shard_is_replaced_when_none_could_start(self) -> None:
+        self.start(check=["check"])
+        self.fleet.roll()
+        self.process(CHECK).exit(2)
+        self.fleet.roll()
+        self.reactor.advance(30)
+        self.assertEqual(self.process(CHECK).signals, ["KILL"])
+        self.process(CHECK).exit(None, signal.SIGKILL)
+        self.reactor.broken.add(CHECK)
+        self.fleet.roll()
+        self.assertEqual(set(self.fleet.states.values()), {State.READY})
+        refused = [text for text in texts(self.logged) if text.endswith("no shard is replaced")]
+        self.assertEqual(len(refused), 3)
+        self.assertIn("(exit code 2)", refused[0])
+        self.assertIn("(signal SIGKILL)", refused[1])
+        self.assertIn("(it could not be started: ", refused[2])
+        self.assertEqual([self.process(shard).signals for shard in (4, 5, 6)], [[], [], []])
+        self.stop()
+
+    def test_rolls_asked_for_during_a_check_are_one_more(self) -> None:
+        self.start(check=["check"])
+        self.fleet.roll()
+        first = self.process(CHECK)
+        self.fleet.roll()
+        self.fleet.roll()
+        self.assertIs(self.process(CHECK), first)
+        first.exit(2)
+        self.assertIsNot(self.process(CHECK), first)
+        self.process(CHECK).exit(2)
+        self.assertEqual(self.reactor.shards_started, [4, 5, 6, CHECK, CHECK])
+        self.stop()
+
+    def test_a_stop_ends_a_check(self) -> None:
+        self.start(check=["check"])
+        self.fleet.roll()
+        self.fleet.stop()
+        self.assertEqual(self.process(CHECK).signals, ["KILL"])
+        self.process(CHECK).exit(None, signal.SIGKILL)
+        for shard in (4, 5, 6):
+            self.process(shard).exit()
+        self.assertEqual([text for text in texts(self.logged) if "no shard is replaced" in text], [])
+        self.assertEqual(len(self.reactor.started), 4)
+        self.finish(0)
 
     def test_a_stop_ends_a_roll(self) -> None:
         self.start()
