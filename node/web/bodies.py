@@ -11,6 +11,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import Any
 
+from twisted.logger import LogEvent, Logger, LogLevel, globalLogPublisher
 from twisted.protocols.basic import LineReceiver
 from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
@@ -34,8 +35,16 @@ _TOO_LARGE = (
 )
 
 
+def _as_debug(event: LogEvent) -> None:
+    globalLogPublisher({**event, "log_level": LogLevel.debug})
+
+
 class _Channel(HTTPChannel):
     """HTTP/1 alone, and a peer cannot make it raise."""
+
+    # It says that a connection was idle for too long: keep-alive makes this an everyday thing, and anyone can
+    # make it happen a thousand times.
+    _log = Logger(observer=_as_debug)  # type: ignore[arg-type]
 
     def dataReceived(self, data: bytes) -> None:
         transport: Any = self.transport

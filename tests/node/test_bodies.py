@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from twisted.web.http import Request
 from twisted.web.resource import Resource
 
@@ -174,6 +174,20 @@ def test_a_peer_that_does_not_take_the_refusal_is_cut() -> None:
     assert not connection.transport.disconnected
     connection.clock.pump([BODY_SECONDS, 15])
     assert connection.transport.disconnected
+
+
+def test_connections_that_say_nothing_are_no_news() -> None:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        connection = Connection()
+        connection.clock.advance(60)
+        assert connection.transport.disconnecting
+        connection.clock.advance(15)
+        assert connection.transport.disconnected
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    assert [event["log_level"] for event in events] == [LogLevel.debug] * 2
 
 
 def test_expect_100_continue() -> None:
