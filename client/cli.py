@@ -415,7 +415,7 @@ def _utf8(_context: click.Context, _param: Param, value: str) -> str:
     return value
 
 
-@spread.command()
+@spread.command(short_help="Make a token (JWT, HS256).")
 @click.option("--user", required=True, callback=_utf8, metavar="USER", help='Whose token; "" is nobody\'s.')
 @click.option("--channel", default="", callback=_utf8, help="A subscription token, for this channel.")
 @click.option(
