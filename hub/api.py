@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PLAIN",
     "Broken",
+    "Channels",
     "ClientInfo",
     "Event",
     "Format",
@@ -286,7 +287,114 @@ class HubCounters(msgspec.Struct, kw_only=True):
     journal_bytes: int = 0
 
 
-class Hub(Protocol):
+class Channels(Protocol):
+    """What a hub does for one channel or another."""
+
+    def publish(
+        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
+    ) -> Deferred[Position | None]:
+        """Publish to a channel; gives its position if the channel keeps history. Calls are taken in the
+        order they are made.
+
+        :raises MessageTooLarge: above the hub's maximum; nothing was sent.
+        :raises JournalFull: the hub is away and too much waits already.
+        :raises HubUnavailable: the deadline passed. The outcome may be unknown.
+        """
+        ...
+
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
+        """Hear a channel. Fires once every later event will be heard.
+
+        With ``history`` it gives the position from which on the receiver gets every publication: the next
+        one handed to ``Receiver.received`` is the one after it. (What was handed over before that may still
+        wait in the receiver's own queue.)
+
+        Subscribing again before the Deferred of the first call has fired gives one that fires with it.
+        While the hub is away it waits, without limit of time: who waits must have a deadline.
+
+        :raises HubRefused: the hub's ACL forbids the channel.
+        :raises HubUnavailable: unsubscribed before it was heard, or the hub was stopped.
+        """
+        ...
+
+    def unsubscribe(self, channel: str) -> None:
+        """Stop hearing a channel, some seconds from now, unless it is subscribed again before."""
+        ...
+
+    def press(self, channel: str) -> None:
+        """Tell all shards that hear a channel that some of its receivers can hardly keep up.
+
+        A hint, sent at most once and on no account waited for.
+        """
+        ...
+
+    # -- history -------------------------------------------------------------------------------------------
+
+    def history(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: Position | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Deferred[Stream]:
+        """What is kept of a channel; the epoch comes into being with the first call.
+
+        :param since: strictly after this offset, or before it with ``reverse``. Its epoch is not compared:
+            the caller does, with that of the answer.
+        :param limit: publications at most; 0: only the position, -1: all.
+        :param reverse: from the newest down.
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def remove_history(self, channel: str) -> Deferred[None]:
+        """Forget what a channel has kept; epoch and offsets go on.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    # -- presence ------------------------------------------------------------------------------------------
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """``info.client`` is in the channel, until ``ttl_seconds`` from now. Again: it still is.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """It is not any more. Idempotent.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
+        """Who is in a channel, on all shards, by client id.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
+        """How many are in a channel, on all shards.
+
+        :raises HubUnavailable: the hub did not answer.
+        """
+        ...
+
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """Tell all subscribers of a channel, at most once, in order with what this shard publishes.
+
+        :raises HubUnavailable: the hub is away; it was not told.
+        """
+        ...
+
+
+class Hub(Channels, Protocol):
     """One shard's access to the hub.
 
     Not thread-safe: every method is called on the reactor's thread, and every Deferred fires there.
@@ -353,115 +461,12 @@ class Hub(Protocol):
         """Count one more client of the whole cluster; gives its number, from 1."""
         ...
 
-    def publish(
-        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
-    ) -> Deferred[Position | None]:
-        """Publish to a channel; gives its position if the channel keeps history. Calls are taken in the
-        order they are made.
-
-        :raises MessageTooLarge: above the hub's maximum; nothing was sent.
-        :raises JournalFull: the hub is away and too much waits already.
-        :raises HubUnavailable: the deadline passed. The outcome may be unknown.
-        """
-        ...
-
-    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
-        """Hear a channel. Fires once every later event will be heard.
-
-        With ``history`` it gives the position from which on the receiver gets every publication: the next
-        one handed to ``Receiver.received`` is the one after it. (What was handed over before that may still
-        wait in the receiver's own queue.)
-
-        Subscribing again before the Deferred of the first call has fired gives one that fires with it.
-        While the hub is away it waits, without limit of time: who waits must have a deadline.
-
-        :raises HubRefused: the hub's ACL forbids the channel.
-        :raises HubUnavailable: unsubscribed before it was heard, or the hub was stopped.
-        """
-        ...
-
-    def unsubscribe(self, channel: str) -> None:
-        """Stop hearing a channel, some seconds from now, unless it is subscribed again before."""
-        ...
-
-    def press(self, channel: str) -> None:
-        """Tell all shards that hear a channel that some of its receivers can hardly keep up.
-
-        A hint, sent at most once and on no account waited for.
-        """
-        ...
-
     def pause(self) -> None:
         """Ask for no more publications; a few that were already read may still come."""
         ...
 
     def resume(self) -> None:
         """Take publications again."""
-        ...
-
-    # -- history -------------------------------------------------------------------------------------------
-
-    def history(
-        self,
-        channel: str,
-        history: History,
-        *,
-        since: Position | None = None,
-        limit: int = 0,
-        reverse: bool = False,
-    ) -> Deferred[Stream]:
-        """What is kept of a channel; the epoch comes into being with the first call.
-
-        :param since: strictly after this offset, or before it with ``reverse``. Its epoch is not compared:
-            the caller does, with that of the answer.
-        :param limit: publications at most; 0: only the position, -1: all.
-        :param reverse: from the newest down.
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    def remove_history(self, channel: str) -> Deferred[None]:
-        """Forget what a channel has kept; epoch and offsets go on.
-
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    # -- presence ------------------------------------------------------------------------------------------
-
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
-        """``info.client`` is in the channel, until ``ttl_seconds`` from now. Again: it still is.
-
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
-        """It is not any more. Idempotent.
-
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
-        """Who is in a channel, on all shards, by client id.
-
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
-        """How many are in a channel, on all shards.
-
-        :raises HubUnavailable: the hub did not answer.
-        """
-        ...
-
-    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
-        """Tell all subscribers of a channel, at most once, in order with what this shard publishes.
-
-        :raises HubUnavailable: the hub is away; it was not told.
-        """
         ...
 
     # -- between shards ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.errors import HubError, LinkLost, ReplyError
 from spread.hub.link import LAST_DELAY_SECONDS, CommandProtocol, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
@@ -39,9 +40,11 @@ class Gathering:
 
     log = Logger("spread.hub.gathering")
 
-    def __init__(self, clock: Clock, key: bytes) -> None:
+    def __init__(self, clock: Clock, key: bytes, dialect: Dialect = CLASSIC) -> None:
         self._clock = clock
         self.key = key
+        """May be changed while no connection takes part or is waited for."""
+        self._dialect = dialect
         self._known = 0
         # Whether this shard hears, and whether it ever did: the journal waits for its own ears too, also
         # when the outage came before the first count.
@@ -55,7 +58,7 @@ class Gathering:
     def take_part(self, connection: SubscriberProtocol) -> None:
         """This shard hears all of its channels again."""
         self._hears = self._has_heard = True
-        connection.change_subscriptions(b"SUBSCRIBE", [self.key])
+        connection.change_subscriptions(self._dialect.subscribe, [self.key])
 
     def hear_no_more(self) -> None:
         """The connection that took part is gone."""
@@ -82,7 +85,7 @@ class Gathering:
 
     def _ask(self, connection: CommandProtocol) -> None:
         self._timer = None
-        asked: Deferred[Any] = connection.execute_command(b"PUBSUB", b"NUMSUB", self.key)
+        asked: Deferred[Any] = connection.execute_command(b"PUBSUB", self._dialect.count, self.key)
         asked.addCallbacks(self._told, self._not_told, callbackArgs=(connection,), errbackArgs=(connection,))
         asked.addErrback(lambda failure: self.log.failure("counting the shards", failure))
 

@@ -34,6 +34,7 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.reactor import Clock, Endpoint, StreamTransport, Timer
 
@@ -236,12 +237,15 @@ class SubscriberProtocol(CommandProtocol):
     """A subscribed connection.
 
     ``message(channel, payload)`` is called for each message, ``read_done()`` once after all messages of
-    one read. Confirmations go to ``confirmed(kind, channel)``, an error that answers a SUBSCRIBE to
+    one read. Confirmations go to ``confirmed(is_subscribed, channel)``, an error that answers a SUBSCRIBE to
     ``refused(error)``. After the handshake no command with a reply of its own is sent here, so an error
     can only answer SUBSCRIBE or UNSUBSCRIBE.
 
     :param own_channel: subscribed to as the last step of the handshake: the connection is up when it hears.
     :param further_channels: subscribed to after it, in this order; an ACL may forbid them.
+
+    A server of a cluster takes channels away when their slot moves, with a confirmation that nobody asked
+    for. When it takes one of the handshake's, the connection is cut.
     """
 
     def __init__(
@@ -250,15 +254,18 @@ class SubscriberProtocol(CommandProtocol):
         handshake: Handshake,
         own_channel: bytes = b"",
         further_channels: Sequence[bytes] = (),
+        dialect: Dialect = CLASSIC,
     ) -> None:
         super().__init__(clock, handshake)
+        self._dialect = dialect
+        self._message_word = dialect.message
         self._own_channel = own_channel
         self._further_channels = further_channels
         self.forbidden: dict[bytes, ReplyError] = {}
         """The further channels that an ACL forbids."""
         self.message: Callable[[bytes, bytes], None] = lambda channel, payload: None
         self.read_done: Callable[[], None] = lambda: None
-        self.confirmed: Callable[[bytes, bytes], None] = lambda kind, channel: None
+        self.confirmed: Callable[[bool, bytes], None] = lambda is_subscribed, channel: None
         self.refused: Callable[[ReplyError], None] = lambda error: None
         self.bytes_received = 0
         self.heard_at = clock.seconds()
@@ -273,13 +280,15 @@ class SubscriberProtocol(CommandProtocol):
         await super().introduce()
         if self._own_channel:
             try:
-                await self.execute_command(b"SUBSCRIBE", self._own_channel)
+                await self.execute_command(self._dialect.subscribe, self._own_channel)
             except ReplyError as error:
+                if not error.is_refusal and self._dialect.is_sharded:
+                    raise HubUnavailable(self._handshake.hub, str(error)) from error  # its slot has moved
                 channel = self._own_channel.decode()
                 raise HubRefused(self._handshake.hub, f"channel {channel}: {error}") from error
         for further in self._further_channels:
             try:
-                await self.execute_command(b"SUBSCRIBE", further)
+                await self.execute_command(self._dialect.subscribe, further)
             except ReplyError as error:
                 if not error.is_refusal:
                     raise HubUnavailable(self._handshake.hub, str(error)) from error
@@ -298,8 +307,12 @@ class SubscriberProtocol(CommandProtocol):
             cast(StreamTransport, self.transport).resumeProducing()
 
     def change_subscriptions(self, command: bytes, channels: list[bytes]) -> None:
-        """Send ``SUBSCRIBE`` or ``UNSUBSCRIBE`` for all ``channels`` in one command."""
-        self._write(hiredis.pack_command((command, *channels)))
+        """Send a command of the dialect, ``SUBSCRIBE`` say, for all ``channels``: one, or one for each."""
+        if self._dialect.is_sharded:
+            for channel in channels:
+                self._write(hiredis.pack_command((command, channel)))
+        else:
+            self._write(hiredis.pack_command((command, *channels)))
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
         # 0.6–1 µs a message: the reader's own loop, one type test, one comparison, one call.
@@ -309,11 +322,11 @@ class SubscriberProtocol(CommandProtocol):
         self.heard_at = self._clock.seconds()
         reader = self._reader
         reader.feed(data)
-        message = self.message
+        message, word = self.message, self._message_word
         try:
             reply = reader.gets()
             while reply is not False:
-                if type(reply) is list and reply and reply[0] == b"message":
+                if type(reply) is list and reply and reply[0] == word:
                     message(reply[1], reply[2])
                 else:
                     self._other(reply)
@@ -325,9 +338,11 @@ class SubscriberProtocol(CommandProtocol):
     def _other(self, reply: Any) -> None:
         if self._waiting:  # the handshake
             self._replied(reply)
-        elif type(reply) is list and reply[:1] in ([b"subscribe"], [b"unsubscribe"]):
-            if reply[1] is not None:
-                self.confirmed(reply[0], reply[1])
+        elif type(reply) is list and reply[:1] in ([self._dialect.subscribed], [self._dialect.unsubscribed]):
+            if reply[1] == self._own_channel or reply[1] in self._further_channels:
+                self.cut(f"the server has taken the channel {reply[1].decode()} away")
+            elif reply[1] is not None:
+                self.confirmed(reply[0] == self._dialect.subscribed, reply[1])
         elif isinstance(reply, ReplyError):
             self.refused(reply)
         else:

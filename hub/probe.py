@@ -92,12 +92,15 @@ class Probe:
 
 
 def probe_sender(
-    connection: Callable[[], CommandProtocol | None], key: bytes, message: bytes
+    connection: Callable[[], CommandProtocol | None],
+    key: Callable[[], bytes],
+    message: bytes,
+    publish: bytes = b"PUBLISH",
 ) -> Callable[[], Deferred[object] | None]:
     """The usual ``send``: a PUBLISH over the command link, if it is up."""
 
     def send() -> Deferred[object] | None:
         commands = connection()
-        return None if commands is None else commands.execute_command(b"PUBLISH", key, message)
+        return None if commands is None else commands.execute_command(publish, key(), message)
 
     return send

@@ -38,6 +38,7 @@ from twisted.python.failure import Failure
 
 from spread.hub.api import HubCounters, Receiver, ShardInfo
 from spread.hub.asking import MAX_ANSWER_BYTES, Answering, OpenQuestions
+from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, ReplyError, ShardUnknown
 from spread.hub.link import Link, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
@@ -85,8 +86,10 @@ class Questions:
         counters: HubCounters,
         *,
         roster: Callable[[], Deferred[list[ShardInfo]]] | None = None,
+        dialect: Dialect = CLASSIC,
     ) -> None:
         self._clock = clock
+        self._publish = dialect.publish
         self._commands = commands
         self._hub = commands.name
         self._shard = shard
@@ -96,8 +99,7 @@ class Questions:
         self._roster = roster
         self._look_timer: Timer | None = None
         self._answering: Answering | None = None
-        self._all = f"{prefix}:control".encode()
-        self._own = self._channel_of(shard)
+        self._own, self._all = self.channels_of(prefix, shard)
         self._hearing: SubscriberProtocol | None = None
         self._is_stopped = False
         self._last_asked: dict[bytes, int] = {}
@@ -107,9 +109,15 @@ class Questions:
 
     @property
     def channels(self) -> tuple[bytes, bytes]:
-        """What a subscriber connection must hear. The one that is counted comes last: who hears a question of
-        all hears the answers to its own."""
+        """See ``channels_of``."""
         return self._own, self._all
+
+    @staticmethod
+    def channels_of(prefix: str, shard: bytes) -> tuple[bytes, bytes]:
+        """What a subscriber connection of a shard must hear. The one that is counted comes last: who hears a
+        question of all hears the answers to its own."""
+        everybody = f"{prefix}:control".encode()
+        return everybody + b":" + shard.hex().encode(), everybody
 
     def start(self, receiver: Receiver) -> None:
         """Before any connection is made."""
@@ -164,7 +172,7 @@ class Questions:
             return fail(error)
         channel = self._channel_of(bytes.fromhex(shard)) if shard else self._all
         sent = connection.execute_command(
-            b"PUBLISH", channel, pack(KIND_QUESTION, self._shard, number, question)
+            self._publish, channel, pack(KIND_QUESTION, self._shard, number, question)
         )
         sent.addCallbacks(self._sent, self._not_sent, callbackArgs=(number, shard), errbackArgs=(number,))
         sent.addErrback(lambda failure: self.log.failure("asking", failure))
@@ -252,7 +260,7 @@ class Questions:
         if connection is not None:
             self._replying += 1
             sent: Deferred[Any] = connection.execute_command(
-                b"PUBLISH", self._channel_of(shard), pack(KIND_ANSWER, self._shard, number, answer)
+                self._publish, self._channel_of(shard), pack(KIND_ANSWER, self._shard, number, answer)
             )
             sent.addErrback(self._not_answered)
             sent.addBoth(self._replied)

@@ -130,6 +130,10 @@ class Follower:
         """Of the last one handed over."""
         return Position(self.epoch, self.offset)
 
+    def moved_to(self, repair: Repair) -> None:
+        """Another server's from now on."""
+        self._repair = repair
+
     def heard(self, event: Event) -> None:
         """The message path: 0.1 µs."""
         self.is_idle = False
@@ -194,18 +198,30 @@ class Repair:
     def follow(self, channel: str, key: bytes, history: History) -> Follower:
         """Follow a channel from its top on, once it is confirmed."""
         follower = Follower(self, channel, key, history)
+        self._add(follower)
+        return follower
+
+    def _add(self, follower: Follower) -> None:
         follower.checked_at = self._clock.seconds()
         self._followers[follower] = None
         self.counters.followed_channels = len(self._followers)
         if self._check_timer is None:
             self._check_timer = self._clock.callLater(self._tick_seconds, self._check)
-        return follower
 
     def forget(self, follower: Follower) -> None:
         """Follow it no more."""
-        self._put_away(follower)
+        self.put_away(follower)
         self._followers.pop(follower, None)
         self.counters.followed_channels = len(self._followers)
+
+    def release(self, follower: Follower) -> None:
+        """Give it to the repair of another server, with its position."""
+        self.forget(follower)
+
+    def adopt(self, follower: Follower) -> None:
+        """Follow, once it is confirmed, what another server has released."""
+        follower.moved_to(self)
+        self._add(follower)
 
     def confirmed(self, follower: Follower, is_heard: bool = False) -> None:
         """Its SUBSCRIBE is confirmed: all that comes from now on will be heard.
@@ -220,7 +236,7 @@ class Repair:
     def link_down(self) -> None:
         """The subscriber link is lost."""
         for follower in self._followers:
-            self._put_away(follower)
+            self.put_away(follower)
 
     def commands_up(self) -> None:
         """The command link can be used."""
@@ -279,7 +295,8 @@ class Repair:
         self._held_bytes -= size
         return event
 
-    def _put_away(self, follower: Follower) -> None:
+    def put_away(self, follower: Follower) -> None:
+        """It is heard no more; it keeps its position, from which on it is read when it is confirmed again."""
         follower.state = FollowState.AWAY
         follower.reads += 1
         self._due.pop(follower, None)

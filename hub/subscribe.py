@@ -14,18 +14,24 @@ there, and who subscribes waits for its position.
 A subscription without local members lingers: it keeps its state until ``linger_until``, then it is
 dropped (LIVE ones with an UNSUBSCRIBE), unless somebody came back before.
 
-One batch is on the connection at a time: at most ``BATCH`` channels in one command, the next when all of
-it is confirmed. So 10,000 channels joined in one turn are 20 commands, a re-subscription that follows an
-UNSUBSCRIBE of the same channel cannot be confirmed by the wrong reply, and Redis' query buffer stays
-small. After a reconnect all are asked for again; when the last is confirmed the window in which plain
-channels may have lost something is told to the receiver: it began when the lost connection was last
-heard, which for a deaf one was long before it was cut.
+One batch is on the connection at a time: at most ``BATCH`` channels in one command, the next when all of it
+is confirmed. So 10,000 channels joined in one turn are 20 commands, a re-subscription that follows an
+UNSUBSCRIBE of the same channel cannot be confirmed by the wrong reply, and Redis' query buffer stays small.
+In a cluster a batch is as many commands, answered in their order, and a refusal is that of one channel.
+After a reconnect all are asked for again; when the last is confirmed the window in which plain channels may
+have lost something is told to the receiver: it began when the lost connection was last heard, which for a
+deaf one was long before it was cut.
+
+In a cluster a channel may have its home on another server: an answer says so, or this one takes it away. It
+is told (``moved``), and asked for again every ``ELSEWHERE_SECONDS`` while it is still here. Who knows
+better takes it out (``release``) and puts it into the subscriptions of the other server (``adopt``), where
+it goes on.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import islice, takewhile
 
@@ -33,6 +39,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from spread.hub.api import Event, History, HubCounters, Joined, Left, Position, Receiver
+from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.envelope import (
     KIND_JOINED,
     KIND_LEFT,
@@ -54,6 +61,10 @@ BATCH = 512
 
 MAX_ORIGINS = 4096
 """Shards whose last sequence is remembered; those that were first heard longest ago are forgotten first."""
+
+
+ELSEWHERE_SECONDS = 0.2
+"""A channel that another server of the cluster serves is asked for again after this pause."""
 
 
 class _State(Enum):
@@ -110,8 +121,12 @@ class Subscriptions:
         repair: Repair,
         restored: Callable[[], bytes | None] = lambda: None,
         other: Callable[[bytes, bytes], None] = lambda key, payload: None,
+        dialect: Dialect = CLASSIC,
     ) -> None:
         self._clock = clock
+        self._dialect = dialect
+        self.moved: Callable[[str, str], None] = lambda channel, why: None
+        """Called with a channel that this server does not serve, and what it said."""
         self._hub = hub
         self._prefix = prefix
         self._linger_seconds = linger_seconds
@@ -129,7 +144,11 @@ class Subscriptions:
         self._unwanted: deque[bytes] = deque()
         # In order of their end; whoever comes back is taken out again.
         self._lingering: dict[bytes, _Subscription] = {}
-        self._in_flight: set[bytes] = set()
+        # In the order in which they are answered.
+        self._in_flight: dict[bytes, None] = {}
+        # Not served here, as it seems: to be asked for again.
+        self._elsewhere: dict[bytes, _Subscription] = {}
+        self._elsewhere_timer: Timer | None = None
         # Sizes of the halves of refused batches, which stand first among the wanted; the next one is last.
         self._halves: list[int] = []
         self._flight_deadline: Timer | None = None
@@ -220,6 +239,7 @@ class Subscriptions:
         self._unwanted.clear()
         self._halves.clear()
         self._restoring.clear()
+        self._elsewhere.clear()
         self._repair.link_down()
         lingering, self._lingering = self._lingering, {}
         for subscription in lingering.values():
@@ -233,10 +253,10 @@ class Subscriptions:
     def stop(self) -> None:
         """Cancel timers, fail who waits. Idempotent."""
         self._is_stopped = True
-        for timer in (self._turn, self._linger_timer):
+        for timer in (self._turn, self._linger_timer, self._elsewhere_timer):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._turn = self._linger_timer = None
+        self._turn = self._linger_timer = self._elsewhere_timer = None
         self._end_flight()
         self._connection = None
         self._is_restored = False
@@ -310,7 +330,8 @@ class Subscriptions:
             return
         if self._unwanted:
             self._send(
-                b"UNSUBSCRIBE", [self._unwanted.popleft() for _ in range(min(BATCH, len(self._unwanted)))]
+                self._dialect.unsubscribe,
+                [self._unwanted.popleft() for _ in range(min(BATCH, len(self._unwanted)))],
             )
             return
         size = self._halves.pop() if self._halves else BATCH
@@ -320,12 +341,12 @@ class Subscriptions:
         for subscription in subscriptions:
             subscription.state = _State.ASKED
             del self._wanted[subscription.key]
-        self._send(b"SUBSCRIBE", [subscription.key for subscription in subscriptions])
+        self._send(self._dialect.subscribe, [subscription.key for subscription in subscriptions])
 
     def _send(self, command: bytes, keys: list[bytes]) -> None:
         connection = self._connection
         if keys and connection is not None:
-            self._in_flight = set(keys)
+            self._in_flight = dict.fromkeys(keys)
             connection.change_subscriptions(command, keys)
             self._watch_flight(connection)
 
@@ -345,12 +366,16 @@ class Subscriptions:
             self._flight_deadline = None
             connection.cut(f"subscriptions not confirmed within {self._reply_seconds:g} s")
 
-    def _confirmed(self, kind: bytes, key: bytes) -> None:
-        self._in_flight.discard(key)
+    def _confirmed(self, is_subscribed: bool, key: bytes) -> None:
+        is_asked = key in self._in_flight
+        self._in_flight.pop(key, None)
         if key == self._foreign:
             self._foreign = None
-        if kind == b"subscribe":
-            subscription = self._by_key.get(key)
+        subscription = self._by_key.get(key)
+        if not is_subscribed and not is_asked:
+            if subscription is not None and subscription.state is _State.LIVE:
+                self._is_elsewhere(subscription, "its slot has moved")
+        elif is_subscribed:
             if subscription is not None and subscription.state is _State.ASKED:
                 subscription.state = _State.LIVE
                 waiters, subscription.waiters = subscription.waiters, []
@@ -375,13 +400,18 @@ class Subscriptions:
             self._counters.missed_seconds += seconds
             self._receiver.missed(seconds)
         self._foreign = self._restored()
+        if self._foreign is not None and self._dialect.is_sharded:
+            self._in_flight[self._foreign] = None  # answered after those that are on their way already
 
     def _refused(self, error: ReplyError) -> None:
         """An ACL forbids a channel of the batch. Redis refuses the whole batch for it: ask for halves."""
-        if self._foreign is not None and error.is_refusal:
+        if self._foreign is not None and error.is_refusal and not self._dialect.is_sharded:
             # Nothing of a batch before it can be refused any more, and one behind it is answered later.
             self.log.error("channel {channel}: {error}", channel=self._foreign.decode(), error=error)
             self._foreign = None
+            return
+        if self._dialect.is_sharded:
+            self._refused_one(error)
             return
         in_flight = (self._by_key.get(key) for key in self._in_flight)
         asked = [found for found in in_flight if found is not None and found.state is _State.ASKED]
@@ -401,6 +431,84 @@ class Subscriptions:
             for subscription in asked:
                 self._forbid(subscription, error)
             self._next_batch()
+
+    def _refused_one(self, error: ReplyError) -> None:
+        key = next(iter(self._in_flight), None)
+        if key is None:
+            if self._connection is not None:
+                self._connection.cut(str(error))
+            return
+        del self._in_flight[key]
+        subscription = self._by_key.get(key)
+        if key == self._foreign:
+            self.log.error("channel {channel}: {error}", channel=key.decode(), error=error)
+            self._foreign = None
+        elif subscription is not None and subscription.state is _State.ASKED:
+            if error.is_refusal:
+                self._forbid(subscription, error)
+            else:
+                self._is_elsewhere(subscription, str(error))
+        if not self._in_flight:
+            self._end_flight()
+            self._next_batch()
+
+    def _is_elsewhere(self, subscription: _Subscription, why: str) -> None:
+        subscription.state = _State.WANTED
+        self._elsewhere[subscription.key] = subscription
+        if subscription.follower is not None:
+            self._repair.put_away(subscription.follower)
+        if self._elsewhere_timer is None:
+            self._elsewhere_timer = self._clock.callLater(ELSEWHERE_SECONDS, self._ask_elsewhere)
+        self.moved(subscription.channel, why)
+
+    def _ask_elsewhere(self) -> None:
+        self._elsewhere_timer = None
+        elsewhere, self._elsewhere = self._elsewhere, {}
+        for key, subscription in elsewhere.items():
+            if self._by_key.get(key) is subscription and subscription.state is _State.WANTED:
+                self._wanted[key] = subscription
+        self._soon()
+
+    # -- from one server of a cluster to another -------------------------------------------------------
+
+    def release(self, leaves: Callable[[str], bool]) -> list[_Subscription]:
+        """Take out the channels of which ``leaves`` says so, with all that waits for them.
+
+        What is still heard of them here is dropped; their positions stay as they are.
+        """
+        released = [each for each in self._by_key.values() if leaves(each.channel)]
+        for subscription in released:
+            key = subscription.key
+            if subscription.state is _State.LIVE and self._connection is not None:
+                self._unwanted.append(key)
+            del self._by_key[key]
+            self._wanted.pop(key, None)
+            self._elsewhere.pop(key, None)
+            self._restoring.discard(key)
+            if self._lingering.pop(key, None) is not None:
+                subscription.linger_until = 0.0
+            if subscription.follower is not None:
+                self._repair.release(subscription.follower)
+        self._counters.subscribed_channels = len(self._by_key)
+        self._check_restored()
+        self._soon()
+        return released
+
+    def adopt(self, subscriptions: Iterable[_Subscription]) -> None:
+        """Take in what ``release`` of another server has given."""
+        for subscription in subscriptions:
+            subscription.state = _State.WANTED
+            self._by_key[subscription.key] = self._wanted[subscription.key] = subscription
+            if subscription.follower is not None:
+                self._repair.adopt(subscription.follower)
+            if subscription.linger_until is not None:
+                self._linger(subscription)
+                if self._linger_timer is None:
+                    self._linger_timer = self._clock.callLater(self._linger_seconds, self._drop_lingering)
+            if self._is_stopped:
+                self._fail_waiters(subscription, HubUnavailable(self._hub, "this shard is stopping"))
+        self._counters.subscribed_channels = len(self._by_key)
+        self._soon()
 
     def _forbid(self, subscription: _Subscription, error: ReplyError) -> None:
         self.log.error("channel {channel}: {error}", channel=subscription.channel, error=error)
@@ -434,6 +542,7 @@ class Subscriptions:
     def _forget(self, subscription: _Subscription) -> None:
         del self._by_key[subscription.key]
         self._wanted.pop(subscription.key, None)
+        self._elsewhere.pop(subscription.key, None)
         self._restoring.discard(subscription.key)
         if subscription.follower is not None:
             self._repair.forget(subscription.follower)

@@ -132,7 +132,7 @@ class OnValkey(Backend):
         for shard in shards:
             hub = shard.hub
             assert isinstance(hub, RedisHub)
-            await eventually(lambda hub=hub: not hub.is_live and hub._commands.protocol is None)
+            await eventually(lambda hub=hub: not hub.is_live and hub.server.commands.protocol is None)
 
     def give_back(self) -> None:
         self.server.start()

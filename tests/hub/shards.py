@@ -155,7 +155,7 @@ def redis_shard(
 def deafened(shard: Shard) -> Callable[[], None]:
     """A shard on Redis hears no message of its channels until what this gives is called."""
     assert isinstance(shard.hub, RedisHub)
-    connection = shard.hub._hearing.protocol
+    connection = shard.hub.server.hearing.protocol
     assert isinstance(connection, SubscriberProtocol)
     hear = connection.message
 

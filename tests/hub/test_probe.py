@@ -173,6 +173,6 @@ def test_stop_in_each_phase(stage: Stage) -> None:
 
 def test_the_usual_probe_is_a_publication_on_the_command_link() -> None:
     connection, wire = command_wire(Clock())
-    assert probe_sender(lambda: None, b"own", b"probe")() is None
-    assert probe_sender(lambda: connection, b"own", b"probe")() is not None
+    assert probe_sender(lambda: None, lambda: b"own", b"probe")() is None
+    assert probe_sender(lambda: connection, lambda: b"own", b"probe")() is not None
     assert wire.command() == [b"PUBLISH", b"own", b"probe"]

@@ -233,11 +233,11 @@ class Frozen(_Faults):
         server.stop()
         hub = shard.hub
         assert isinstance(hub, RedisHub)
-        await eventually(lambda: hub._commands.protocol is None and hub._hearing.protocol is None)
+        await eventually(lambda: hub.server.commands.protocol is None and hub.server.hearing.protocol is None)
         # Several attempts, each of which connects (the kernel answers) and then waits for AUTH in vain.
-        before = hub._commands._failures
-        await eventually(lambda: hub._commands._failures >= before + 3)
-        self.assertIn("no reply within 0.3 s", str(hub._commands.last_error))
+        before = hub.server.commands._failures
+        await eventually(lambda: hub.server.commands._failures >= before + 3)
+        self.assertIn("no reply within 0.3 s", str(hub.server.commands.last_error))
         server.cont()
         await eventually(lambda: hub.is_live)
         await shard.publish("a", b"x")
@@ -484,13 +484,13 @@ class Leases(_Faults):
 def _known(shard: Shard) -> int:
     """How many shards this one knows to hear."""
     assert isinstance(shard.hub, RedisHub)
-    return shard.hub._gathering._known
+    return shard.hub.server.gathering._known
 
 
 def _links(shard: Shard) -> list[Any]:
     """Its two connections, each ``None`` while it is down."""
     assert isinstance(shard.hub, RedisHub)
-    return [shard.hub._commands.protocol, shard.hub._hearing.protocol]
+    return [shard.hub.server.commands.protocol, shard.hub.server.hearing.protocol]
 
 
 class Refused(_Faults):

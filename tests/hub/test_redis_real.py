@@ -106,7 +106,7 @@ class ValkeyAway(_OnValkey, AwayConformance, StreamAwayConformance, TestCase):
         for shard in self.shards:
             assert isinstance(shard.hub, RedisHub)
             hub = shard.hub
-            await eventually(lambda hub=hub: not hub.is_live and hub._commands.protocol is None)
+            await eventually(lambda hub=hub: not hub.is_live and hub.server.commands.protocol is None)
 
     def give_back(self) -> None:
         self.server.start()

