@@ -16,6 +16,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.link import CommandProtocol, Handshake, SubscriberProtocol
 
 __all__ = [
@@ -159,9 +160,11 @@ def command_wire(clock: Clock, **given: Any) -> tuple[CommandProtocol, Wire]:
     return protocol, Wire(clock, protocol)
 
 
-def subscriber_wire(clock: Clock, **given: Any) -> tuple[SubscriberProtocol, Wire]:
+def subscriber_wire(
+    clock: Clock, dialect: Dialect = CLASSIC, **given: Any
+) -> tuple[SubscriberProtocol, Wire]:
     """A subscriber connection that is open, without a handshake."""
-    protocol = SubscriberProtocol(clock, handshake(**given), b"own")
+    protocol = SubscriberProtocol(clock, handshake(**given), b"own", dialect=dialect)
     return protocol, Wire(clock, protocol)
 
 
