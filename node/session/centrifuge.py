@@ -367,9 +367,15 @@ class CentrifugeSession:
         self._check_intake()
 
     def answer_error(self, id: int, error: codes.Error) -> None:
-        """Refuse a command; too many of that end the connection."""
+        """Refuse a command; too many of that end the connection.
+
+        Error 100 is no fault of the client's, and is not counted against it: while the hub is away, everybody
+        who goes on publishing gets many.
+        """
         self.shared.counters.errors[error.code] = self.shared.counters.errors.get(error.code, 0) + 1
         self.write(Reply(id, messages.Error(error.code, error.message, error.temporary)))
+        if error is codes.INTERNAL_ERROR:
+            return
         now = self.shared.clock.seconds()
         if now - self._errors_since >= ERRORS_SECONDS:
             self._errors, self._errors_since = 0, now

@@ -949,6 +949,16 @@ def test_too_many_errors() -> None:
     assert ann.closed == (3509, "too many errors")
 
 
+def test_errors_of_a_hub_that_is_away_are_nobodys_fault() -> None:
+    city = City(errors_limit=3)
+    ann = city.guest()
+    city.exchange.cut()
+    ann.says(*({"id": number, "publish": {"channel": "a", "data": 1}} for number in range(10, 20)))
+    city.turn(6.0)
+    assert [reply["error"]["code"] for reply in ann.told] == [100] * 10
+    assert ann.closed is None
+
+
 def test_who_has_too_much_on_its_way_is_not_read() -> None:
     city = City(max_unacknowledged_commands=4)
     ann = city.guest()
