@@ -1,4 +1,4 @@
-"""Subscriptions on a server of a cluster: one command for each channel, and channels that are served elsewhere."""
+"""Subscriptions on a server of a cluster: a command for each channel, and channels that are served elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from spread.hub.api import History, HubCounters, Position, Stream
+from spread.hub.api import History, HubCounters, Position, Publication, Stream
 from spread.hub.dialect import SHARDED
 from spread.hub.envelope import KIND_PUBLICATION, pack
 from spread.hub.errors import HubRefused, HubUnavailable
@@ -163,8 +163,6 @@ def test_a_channel_that_is_taken_away_goes_on_where_it_is_adopted(clock: Clock) 
 
 
 def new_publications(*offsets: int) -> Any:
-    from spread.hub.api import Publication
-
     for offset in offsets:
         yield Publication(b"x", 1, bytes(8), 0, offset, "epochone")
 
