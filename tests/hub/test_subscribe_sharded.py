@@ -1,4 +1,4 @@
-"""Subscriptions on a server of a cluster: a command for each channel, and channels that are served elsewhere."""
+"""Subscriptions on a server of a cluster: a command for each channel; channels that are served elsewhere."""
 
 from __future__ import annotations
 
