@@ -226,12 +226,17 @@ def python_driver() -> Driver:
 
 def js_driver() -> Driver:
     """Of centrifuge for JavaScript. Skips the test, with the reason, where there is no Node; not in CI."""
+    return js_program(HERE / "js" / "driver.js")
+
+
+def js_program(script: Path, *arguments: str) -> Driver:
+    """Any program of Node with the packages of ``js/package.json``; skips as ``js_driver`` does."""
     node, npm = _node()
     version = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=20).stdout
     if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_VERSION:
         _unavailable(f"needs Node {NODE_VERSION}; this is {version.strip() or 'none'}")
     modules = _installed(node, npm)
-    return Driver([node, str(HERE / "js" / "driver.js")], {"NODE_PATH": str(modules)})
+    return Driver([node, str(script), *arguments], {"NODE_PATH": str(modules)})
 
 
 def _node() -> tuple[str, list[str]]:

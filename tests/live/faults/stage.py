@@ -29,9 +29,9 @@ and is registered by its module's name: ``--stage two-valkeys`` imports ``stage_
 subclass of ``Stage`` of that name that it defines.
 
 A stage is made without starting anything: ``kinds`` must work then, since plans are drawn from it. ``begin``
-and ``end`` of a kind are called on the runner's thread, blocking, one fault at a time. Whatever a fault draws,
-it draws from ``strike.rng()``, so that it does the same when it is replayed. After ``end`` everything must be
-as healthy as before it, or become so by itself.
+and ``end`` of a kind are called on the runner's thread, blocking, one fault at a time. Whatever a fault
+draws, it draws from ``strike.rng()``, so that it does the same when it is replayed. After ``end`` everything
+must be as healthy as before it, or become so by itself.
 
 The recovery of a fault is counted from the moment its ``end`` has returned, or, if it has none, from the
 moment its ``begin`` was called.
