@@ -1,8 +1,8 @@
 """A real Valkey Cluster for tests: primaries with replicas, on loopback ports, taken apart and put together.
 
-The nodes start from a written ``nodes.conf``, as after a restart of all, so that nobody has to meet: it takes
-the two seconds for which a primary that has just started takes no writes. Plain sockets and subprocesses, as in
-``servers``; what takes long (``migrate``, ``failover``) is run in a thread by tests whose shards must go on.
+The nodes start from a written ``nodes.conf``, as after a restart of all, so that nobody has to meet: it
+takes the two seconds for which a primary that has just started takes no writes. Plain sockets and
+subprocesses, as in ``servers``; what takes long (``migrate``, ``failover``) is run in a thread by tests whose shards must go on.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class ValkeyCluster:
         self.until_agreed(slot, target)
 
     def migrate_at_once(self, first: int, last: int, target: Node) -> None:
-        """``CLUSTER MIGRATESLOTS`` (Valkey 9): the server moves the slots by itself and hands over at once."""
+        """``CLUSTER MIGRATESLOTS`` (Valkey 9): the server moves them itself and hands over at once."""
         source = self.primary_of(first)
         source.command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", target.id)
         self.until_agreed(first, target)
