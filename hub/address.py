@@ -7,6 +7,8 @@
     redis+unix:///path/to.sock[?db=N&username=&password=]
     redis+sentinel://[user:password@]h1[:p],h2[:p]/name[/db][?sentinel_username=&sentinel_password=]
     rediss+sentinel://...                              the same with TLS to the servers
+    redis+cluster://[user:password@]h1[:p],h2[:p]      a cluster: some of its nodes; one must answer
+    rediss+cluster://...                               the same over TLS, verified
 
 Credentials are percent-decoded, so that a password may hold any character.
 """
@@ -21,7 +23,17 @@ from spread.hub.errors import HubMisconfigured
 
 __all__ = ["HubAddress", "parse_hub_address"]
 
-_SCHEMES = ("embedded", "memory", "redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
+_SCHEMES = (
+    "embedded",
+    "memory",
+    "redis",
+    "rediss",
+    "redis+unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
 _REDIS_PORT = 6379
 _SENTINEL_PORT = 26379
 
@@ -45,6 +57,11 @@ class HubAddress:
     def is_tls(self) -> bool:
         """The connection to the server is encrypted and verified."""
         return self.scheme.startswith("rediss")
+
+    @property
+    def is_cluster(self) -> bool:
+        """The hosts are nodes of a cluster."""
+        return self.scheme.endswith("+cluster")
 
     @property
     def name(self) -> str:
@@ -104,8 +121,16 @@ def parse_hub_address(text: str) -> HubAddress:
         return _sentinel(scheme, location, parts.path, query, user, secret)
     _no_other(query, ())
     hosts = _hosts(location, _REDIS_PORT)
+    if scheme.endswith("+cluster"):
+        if parts.path.removeprefix("/"):
+            raise HubMisconfigured(
+                f"hub: {scheme}:// takes nothing after the hosts: a cluster has one database"
+            )
+        return HubAddress(scheme, hosts, username=user, password=secret)
     if len(hosts) != 1:
-        raise HubMisconfigured(f"hub: {scheme}:// takes one host; several are for redis+sentinel://")
+        raise HubMisconfigured(
+            f"hub: {scheme}:// takes one host; several are for redis+sentinel:// and redis+cluster://"
+        )
     return HubAddress(
         scheme, hosts, db=_database(parts.path.removeprefix("/")), username=user, password=secret
     )

@@ -25,7 +25,7 @@ from spread.hub.errors import HubError, HubMisconfigured, HubUnavailable
 from spread.hub.link import CommandProtocol, Handshake
 from spread.hub.reactor import Endpoint
 
-__all__ = ["TlsFiles", "endpoint_of"]
+__all__ = ["TlsFiles", "endpoint_of", "server_endpoints"]
 
 NEXT_ADDRESS_SECONDS = 0.05
 """A host with several addresses: how long after one the next is tried. It is also how long a refused
@@ -49,6 +49,20 @@ def endpoint_of(reactor: Any, address: HubAddress, tls: TlsFiles, connect_second
     if address.scheme == "redis+unix":
         return UNIXClientEndpoint(reactor, address.path, timeout=round(connect_seconds + 0.5))
 
+    server = server_endpoints(reactor, address, tls, connect_seconds)
+    if address.service:
+        return _SentinelEndpoint(reactor, address, connect_seconds, server)
+    host, port = address.hosts[0]
+    return server(host, port)
+
+
+def server_endpoints(
+    reactor: Any, address: HubAddress, tls: TlsFiles, connect_seconds: float
+) -> Callable[[str, int], Endpoint]:
+    """Makes the endpoint of a server by host and port; over TLS if the address says so.
+
+    :raises HubMisconfigured: a TLS file cannot be read or holds no PEM.
+    """
     secure = _secured(tls) if address.is_tls else None
 
     def server(host: str, port: int) -> Endpoint:
@@ -57,10 +71,7 @@ def endpoint_of(reactor: Any, address: HubAddress, tls: TlsFiles, connect_second
         )
         return plain if secure is None else secure(host, plain)
 
-    if address.service:
-        return _SentinelEndpoint(reactor, address, connect_seconds, server)
-    host, port = address.hosts[0]
-    return server(host, port)
+    return server
 
 
 def _secured(tls: TlsFiles) -> Callable[[str, Endpoint], Endpoint]:

@@ -2,7 +2,8 @@
 
 The nodes start from a written ``nodes.conf``, as after a restart of all, so that nobody has to meet: it
 takes the two seconds for which a primary that has just started takes no writes. Plain sockets and
-subprocesses, as in ``servers``; what takes long (``migrate``, ``failover``) is run in a thread by tests whose shards must go on.
+subprocesses, as in ``servers``; what takes long (``migrate``, ``fail_over``) is run in a thread by tests
+whose shards must go on.
 """
 
 from __future__ import annotations

@@ -54,9 +54,17 @@ GOOD = {
     "rediss+sentinel://[::1]:5,h/name": HubAddress(
         "rediss+sentinel", (("::1", 5), ("h", 26379)), service="name"
     ),
+    "redis+cluster://h": HubAddress("redis+cluster", H),
+    "redis+cluster://u:p@h1:7,[::1]/": HubAddress(
+        "redis+cluster", (("h1", 7), ("::1", 6379)), username="u", password="p"
+    ),
+    "rediss+cluster://h": HubAddress("rediss+cluster", H),
 }
 
 BAD = {
+    "redis+cluster://h/1": "one database",
+    "redis+cluster://h?db=1": "unknown parameter 'db'",
+    "redis+cluster://": "names no host",
     "": "is no scheme",
     "localhost": "is no scheme",
     "http://h": "'http:' is no scheme of a hub URL; known are embedded:, memory:, redis://",
@@ -171,6 +179,7 @@ def test_no_form_of_an_address_shows_a_password(text: str) -> None:
         ("redis+unix:///s", "redis+unix:///s"),
         ("redis+unix:///s?db=3", "redis+unix:///s?db=3"),
         ("redis+sentinel://h1,[::1]:5/name/2", "redis+sentinel://h1:26379,[::1]:5/name/2"),
+        ("redis+cluster://:p@h1,[::1]:5", "redis+cluster://h1:6379,[::1]:5"),
     ],
 )
 def test_the_name_for_people_is_an_address_again(text: str, name: str) -> None:
@@ -186,6 +195,10 @@ def test_tls() -> None:
         text: parse_hub_address(text).is_tls for text in ("redis://h", "rediss://h", "rediss+sentinel://h/n")
     }
     assert list(tls.values()) == [False, True, True]
+    assert (
+        parse_hub_address("rediss+cluster://h").is_tls and parse_hub_address("rediss+cluster://h").is_cluster
+    )
+    assert not parse_hub_address("redis+cluster://h").is_tls and not parse_hub_address("redis://h").is_cluster
 
 
 def test_it_cannot_be_changed() -> None:
