@@ -30,8 +30,8 @@ from tests.live.faults.witnesses import Role, Troupe, cast
 __all__ = ["Options", "Run", "main", "options_of", "run"]
 
 POLL_SECONDS = 0.05
-RECOVERY_SECONDS = 30.0
-"""A subscriber that has seen nothing for so long after a fault is told as silent."""
+WHOLE_SECONDS = 30.0
+"""For shards and servers to be well again before the next fault."""
 UNACKNOWLEDGED_SECONDS = 1.0
 """An acknowledgement that is later than this after the delivery was not there when the fault ended."""
 CATCH_UP_SECONDS = 30.0
@@ -58,6 +58,8 @@ class Options:
     only: tuple[int, int] | None = None
     plant: str = ""
     slack: float = 1.0
+    patience: float = 30.0
+    """A subscriber that has seen nothing for so long after a fault is told as silent."""
     keep: str = ""
 
     def replay(self, first: int, last: int) -> str:
@@ -147,7 +149,7 @@ class Run:
     def strike(self, strike: Strike) -> Done:
         """One fault, from its begin until all have recovered and the gap is over."""
         kind = self._kinds[strike.kind]
-        self.until(self._stage.is_whole, RECOVERY_SECONDS)
+        self.until(self._stage.is_whole, WHOLE_SECONDS)
         began_at = time.monotonic()
         hurt = kind.begin(strike)
         affected = {who: _Affected() for who in self._hurt(hurt)}
@@ -205,14 +207,14 @@ class Run:
                         break
             return not watched
 
-        self.until(look, RECOVERY_SECONDS)
+        self.until(look, self._options.patience)
         return recovered
 
     def _check(self, done: Done) -> None:
         limit = done.kind.limit_seconds * self._options.slack
         for who in done.silent:
-            details = f"nothing for {RECOVERY_SECONDS:g} s after {done.strike.kind}"
-            self._find("silent", done.ended_at + RECOVERY_SECONDS, who, details)
+            details = f"nothing for {self._options.patience:g} s after {done.strike.kind}"
+            self._find("silent", done.ended_at + self._options.patience, who, details)
         late = [who for who, seconds in done.recovered.items() if seconds > limit]
         for who in late[:3]:
             details = (
@@ -235,9 +237,9 @@ class Run:
         self.until(lambda: ledger.behind() == 0, CATCH_UP_SECONDS)
         self._for(1.0)  # for what should not come
         findings = [*ledger.verdict(), *self.findings]
-        for at, shard, code in self._stage.exits:
+        for at, number, code in self._stage.exits:
             if code != 4:  # cannot reach its hub at the start, and is started again
-                findings.append(Finding("died", at, f"shard {shard}", "-", f"exited with {code}"))
+                findings.append(Finding("died", at, f"shard {number}", "-", f"exited with {code}"))
         for shard in self._stage.shards:
             text = shard.log.read_text(errors="replace")
             if (place := text.find("Traceback")) >= 0:
@@ -334,6 +336,7 @@ def options_of(arguments: Sequence[str]) -> Options:
     parser.add_argument("--only", type=told_slice, help="only these faults of the plan, as 17 or 17-23")
     parser.add_argument("--plant", default="", help="a safety that is switched off, see planted.py")
     parser.add_argument("--slack", type=float, default=1.0, help="recovery may take so many times its limit")
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds until one counts as silent")
     parser.add_argument("--keep", default="", help="a directory for logs and what witnesses wrote")
     found = parser.parse_args(arguments)
     found.kinds = tuple(name for name in found.kinds.split(",") if name)

@@ -267,7 +267,8 @@ class Stage:
             self.client_gates.append(self.gates.open(shard.port))
         supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         supervisor.start()
-        self.stack.callback(lambda: (self._is_closing.set(), supervisor.join(10)))
+        self.stack.callback(supervisor.join, 10)
+        self.stack.callback(self._is_closing.set)
 
     def close(self) -> None:
         """End everything. Idempotent."""

@@ -93,7 +93,8 @@ class Witness:
 
     def refused(self, failure: Failure) -> None:
         failure.trap(ClientError)
-        self.record.note("F", self.who, self.sequence, getattr(failure.value, "code", failure.type.__name__))
+        code = getattr(failure.value, "code", type(failure.value).__name__)
+        self.record.note("F", self.who, self.sequence, code)
         self.next()
 
     def next(self) -> None:
@@ -153,7 +154,8 @@ class Witnesses(LineReceiver):
 def main(path: str) -> None:
     record = Record(path)
     LoopingCall(record.flush).start(FLUSH_SECONDS).addErrback(lambda failure: failure.printTraceback())
-    StandardIO(Witnesses(record))
+    witnesses: Any = Witnesses(record)
+    StandardIO(witnesses)
     reactor.run()
 
 
