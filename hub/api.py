@@ -300,6 +300,10 @@ class Channels(Protocol):
         :raises JournalFull: the hub is away and too much waits already.
         :raises HubUnavailable: the deadline passed. The outcome may be unknown.
         """
+    presence_restored: int = 0
+    removals_dropped: int = 0
+    leaves_of_dead_shards: int = 0
+    shards_reaped: int = 0
         ...
 
     def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:

@@ -1,17 +1,27 @@
-"""The names that belong to a channel in Redis.
+"""The names in Redis: those that belong to a channel, and those of shards.
 
     PREFIX:ch:{CHANNEL}          pub/sub channel
     PREFIX:stream:{CHANNEL}      stream: entry OFFSET-0, field ``d``: a message as subscribers get it
     PREFIX:meta:{CHANNEL}        hash: ``e`` epoch, ``s`` top offset, ``v`` and ``w`` version and its epoch,
+                                 ``g`` generation (see ``lineage``), ``p`` the epochs before, newest first,
                                  ``i`` + incarnation: last sequence taken of that shard, and its offset
     PREFIX:result:{CHANNEL}:KEY  string: position of the publication with that idempotency key
 
 The braces are literal: a hash tag, so that all keys of a channel live in one slot of a cluster.
+
+    PREFIX:shard:N               lease of a shard number
+    PREFIX:roster                hash: shard number → time of the heartbeat and a row
+    PREFIX:lives                 sorted set: incarnation by its last heartbeat; 0: it is known to be dead
+    PREFIX:register:INCARNATION  hash: whom that shard has told as present or joined
+    PREFIX:reaping:INCARNATION   string: who clears up after that shard, or ``done``
+
+Where the prefix is a hash tag itself, as in a cluster, these live in one slot. No script may touch keys of a
+channel and keys of a shard.
 """
 
 from __future__ import annotations
 
-__all__ = ["Keys"]
+__all__ = ["Keys", "ShardKeys"]
 
 
 class Keys:
@@ -41,3 +51,28 @@ class Keys:
     def result(self, name: str, key: str) -> bytes:
         """What became of the publication with an idempotency key."""
         return self._result + name.encode() + b"}:" + key.encode()
+
+
+class ShardKeys:
+    """Of one prefix; in a cluster it is a hash tag, ``{spread}`` say."""
+
+    __slots__ = ("_prefix", "lives", "roster")
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.roster = f"{prefix}:roster".encode()
+        """Which shards there are."""
+        self.lives = f"{prefix}:lives".encode()
+        """When each incarnation was last heard of."""
+
+    def lease(self, shard: int) -> bytes:
+        """Who has a number."""
+        return f"{self._prefix}:shard:{shard}".encode()
+
+    def register(self, incarnation: str) -> bytes:
+        """Whom a shard has told as present or joined."""
+        return f"{self._prefix}:register:{incarnation}".encode()
+
+    def reaping(self, incarnation: str) -> bytes:
+        """Who clears up after a dead shard; stays for a while when that is done."""
+        return f"{self._prefix}:reaping:{incarnation}".encode()

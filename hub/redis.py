@@ -2,13 +2,11 @@
 
 Keys, all under the prefix:
 
-    PREFIX:shard:N           lease of a shard number
-    PREFIX:roster            hash, shard number → row
     PREFIX:clients           counter of the greeting
     PREFIX:hearing           pub/sub channel that every shard hears which hears all of its channels
     PREFIX:probe:INCARNATION pub/sub channel on which a shard hears its own probes
 
-those of a channel, see ``keys``, and those that ``presence`` and ``questions`` name.
+those of channels and of shards, see ``keys``, and those that ``presence`` and ``questions`` name.
 """
 
 from __future__ import annotations
@@ -31,10 +29,11 @@ from spread.hub.api import (
 )
 from spread.hub.errors import LinkLost
 from spread.hub.link import Handshake
+from spread.hub.lives import Lives
 from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
 from spread.hub.roster import Roster
-from spread.hub.routed import Routed
+from spread.hub.routed import Registered
 from spread.hub.server import RedisHubSettings, Server
 
 __all__ = ["RedisHub", "RedisHubSettings"]
@@ -43,7 +42,7 @@ STOP_SECONDS = 2.0
 """How long giving back the lease may take at a stop; after that it runs out by itself."""
 
 
-class RedisHub(Routed):
+class RedisHub(Registered):
     """See ``api.Hub`` for the promises.
 
     :param endpoint: where the server is; see ``topology.endpoint_of``.
@@ -92,7 +91,15 @@ class RedisHub(Routed):
             control_channels=(own, everybody),
             control=lambda key, payload: self._questions.heard(key, payload),
         )
-        self._roster = Roster(reactor, self.server.commands, settings.prefix)
+        self.lives = Lives(
+            reactor,
+            self.server.commands,
+            settings.prefix,
+            incarnation,
+            self.server.counters,
+            self.server,
+        )
+        self._roster = Roster(reactor, self.server.commands, settings.prefix, self.lives.beaten)
         self._questions = Questions(
             reactor,
             self.server.commands,
@@ -102,7 +109,7 @@ class RedisHub(Routed):
             self.server.counters,
             roster=self.roster,
         )
-        self.server.commands_up = self._roster.beat
+        self.server.commands_up = self._commands_up
         self.server.hearing_up = self._questions.link_up
         self.server.hearing_down = self._questions.link_down
 
@@ -145,7 +152,12 @@ class RedisHub(Routed):
 
     async def _leave(self, answered: Deferred[None]) -> None:
         await self._roster.leave()
+    def _commands_up(self) -> None:
+        self._roster.beat()
+        self.lives.register.link_up()
+
         await answered
+        self.lives.stop()
 
     # -- the shard as a whole ----------------------------------------------------------------------------
 
@@ -157,6 +169,7 @@ class RedisHub(Routed):
         """See ``api.Hub``."""
         self._roster.enter(load, lost)
 
+        self.lives.register.enter()
     @property
     def holds_lease(self) -> bool:
         """See ``api.Hub``."""

@@ -10,11 +10,15 @@ with the server's clock, so the clocks of the machines do not matter. A row olde
 
 A shard whose lease vanished (expired in an outage, flushed) takes it again; one whose number another
 process holds by now is told so, and must stop.
+
+The same script keeps the shard's life in ``PREFIX:lives``, and gives back what became of it and which others
+have not been heard of: a ``Beat``, which ``lives`` acts on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -24,18 +28,57 @@ from twisted.python.failure import Failure
 
 from spread.hub.api import Incumbent, Load, ShardIdentity, ShardInfo
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, LeaseTaken, LinkLost, ReplyError
+from spread.hub.keys import ShardKeys
 from spread.hub.link import CommandProtocol, Link
 from spread.hub.process import is_gone
 from spread.hub.reactor import Clock, Timer
 from spread.hub.scripts import run_script
 
-__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "Roster"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "LEASE_SECONDS",
+    "LIFE_SECONDS",
+    "SUSPECT_SECONDS",
+    "Beat",
+    "Life",
+    "Roster",
+]
 
 LEASE_SECONDS = 8.0
 HEARTBEAT_SECONDS = 2.0
 DEAD_AFTER_SECONDS = 8.0
 FORGET_SECONDS = 60.0
 MAX_SHARD = 1023
+
+SUSPECT_SECONDS = 4.0
+"""A shard that was not heard of for so long, two heartbeats, is told to the others."""
+
+MAX_SUSPECTS = 16
+"""So many at a time; the next ones when these have been dealt with."""
+
+LIFE_SECONDS = 3600
+"""Lives and registers are forgotten when no shard has beaten for so long."""
+
+
+class Life(IntEnum):
+    """What a heartbeat found of the shard that sent it."""
+
+    KNOWN = 0
+    NEW = 1
+    """It was not known: this is its first heartbeat, or Redis has lost what it knew."""
+    REAPED = 2
+    """It was taken for dead; others have told that its clients left, or were about to."""
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """What a heartbeat gave."""
+
+    sent_at: float
+    """When it was sent, by this process's clock."""
+    life: Life
+    suspects: list[tuple[str, str]]
+    """Incarnations of others that are silent, each with the time of its last heartbeat, in milliseconds of
+    the server's clock as text; "0": it is known to be dead."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -44,14 +87,25 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 class Roster:
-    """This shard's lease and its view of the others."""
+    """This shard's lease and its view of the others.
+
+    :param prefix: of all keys; in a cluster a hash tag, ``{spread}`` say.
+    :param beaten: called with what each heartbeat gave, but for one that lost the number.
+    """
 
     log = Logger("spread.hub.roster")
 
-    def __init__(self, clock: Clock, link: Link, prefix: str) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        link: Link,
+        prefix: str,
+        beaten: Callable[[Beat], None] = lambda beat: None,
+    ) -> None:
         self._clock = clock
         self._link = link
-        self._prefix = prefix
+        self._keys = ShardKeys(prefix)
+        self._beaten = beaten
         self._identity: ShardIdentity | None = None
         self._shard: int | None = None
         self._load: Callable[[], Load] | None = None
@@ -89,14 +143,14 @@ class Roster:
     async def _take(self, shard: int, identity: ShardIdentity) -> ShardIdentity | None:
         """``None`` when taken, else who holds it."""
         mine = msgspec.json.encode(identity)
-        replaceable = b""
+        replaceable = gone = b""
         while True:
             asked_at = self._clock.seconds()
             held = await run_script(
                 self._connection(),
                 "lease_take",
-                [self._lease_key(shard)],
-                [mine, int(LEASE_SECONDS * 1000), replaceable],
+                [self._keys.lease(shard), self._keys.lives],
+                [mine, int(LEASE_SECONDS * 1000), replaceable, gone],
             )
             if held == mine:
                 self._shard = shard
@@ -106,7 +160,7 @@ class Roster:
             if held == replaceable or not is_gone(holder):
                 return holder
             # Seen with our own eyes that the process is gone: no need to wait for its lease to end.
-            replaceable = held
+            replaceable, gone = held, holder.incarnation.encode()
 
     def enter(self, load: Callable[[], Load], lost: Callable[[Incumbent], None]) -> None:
         """See ``Hub.enter``."""
@@ -130,18 +184,34 @@ class Roster:
     async def _beat(self, connection: CommandProtocol, load: Load) -> None:
         assert self._identity is not None and self._shard is not None
         sent_at = self._clock.seconds()
-        row = msgspec.json.encode(_Row(self._identity, load))
-        holder = await run_script(
+        identity, keys = self._identity, self._keys
+        row = msgspec.json.encode(_Row(identity, load))
+        own = identity.incarnation
+        holder, *rest = await run_script(
             connection,
             "heartbeat",
-            [self._lease_key(self._shard), self._roster_key()],
-            [msgspec.json.encode(self._identity), int(LEASE_SECONDS * 1000), self._shard, row],
+            [keys.lease(self._shard), keys.roster, keys.lives, keys.register(own), keys.reaping(own)],
+            [
+                msgspec.json.encode(identity),
+                int(LEASE_SECONDS * 1000),
+                self._shard,
+                row,
+                own.encode(),
+                LIFE_SECONDS,
+                int(SUSPECT_SECONDS * 1000),
+                MAX_SUSPECTS,
+            ],
         )
-        if not holder:
-            self._beaten_at = sent_at
-            return
         if self._load is None:
             return  # left in the meantime
+        if not holder:
+            self._beaten_at = sent_at
+            suspects = [
+                (who.decode(errors="replace"), at.decode())
+                for who, at in zip(rest[1::2], rest[2::2], strict=True)
+            ]
+            self._beaten(Beat(sent_at, Life(rest[0]), suspects))
+            return
         lost, incumbent = self._lost, Incumbent(shard=self._shard, identity=_identity_of(holder))
         self.stop()
         self._shard = None
@@ -169,12 +239,13 @@ class Roster:
         if self._identity is None or self._shard is None or connection is None:
             return
         shard, self._shard = self._shard, None
+        own = self._identity.incarnation
         try:
             await run_script(
                 connection,
                 "leave",
-                [self._lease_key(shard), self._roster_key()],
-                [msgspec.json.encode(self._identity), shard],
+                [self._keys.lease(shard), self._keys.roster, self._keys.lives, self._keys.register(own)],
+                [msgspec.json.encode(self._identity), shard, own.encode()],
             )
         except HubError as error:
             self.log.warn("the lease of shard {shard} runs out by itself: {error}", shard=shard, error=error)
@@ -188,7 +259,7 @@ class Roster:
 
     async def read(self) -> list[ShardInfo]:
         """See ``Hub.roster``."""
-        reply = await run_script(self._connection(), "roster", [self._roster_key()], [int(FORGET_SECONDS)])
+        reply = await run_script(self._connection(), "roster", [self._keys.roster], [int(FORGET_SECONDS)])
         now = float(reply[0])
         shards = []
         for number, row in zip(reply[1::2], reply[2::2], strict=True):
@@ -213,12 +284,6 @@ class Roster:
             reason = str(self._link.last_error) if self._link.last_error else "not connected"
             raise HubUnavailable(self._link.name, reason)
         return connection
-
-    def _lease_key(self, shard: int) -> bytes:
-        return f"{self._prefix}:shard:{shard}".encode()
-
-    def _roster_key(self) -> bytes:
-        return f"{self._prefix}:roster".encode()
 
 
 def _identity_of(value: Any) -> ShardIdentity:

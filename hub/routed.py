@@ -19,8 +19,9 @@ from spread.hub.api import (
     PublishOptions,
     Stream,
 )
+from spread.hub.lives import Lives
 
-__all__ = ["Routed"]
+__all__ = ["Registered", "Routed"]
 
 
 class Routed(ABC):
@@ -83,3 +84,22 @@ class Routed(ABC):
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
         """See ``api.Channels``."""
         return self.at(channel).announce(channel, event)
+
+
+class Registered(Routed):
+    """The same, but what is told of clients goes through the register of this shard on its way."""
+
+    lives: Lives
+    """Made with ``Routed``'s three methods, or what they come to, as its ``channels``."""
+
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.lives.register.add_presence(channel, info, ttl_seconds)
+
+    def remove_presence(self, channel: str, client: str) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.lives.register.remove_presence(channel, client)
+
+    def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.lives.register.announce(channel, event)

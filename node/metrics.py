@@ -110,6 +110,10 @@ _HUB_COUNTERS = {
     "broken": "Times publications of a channel were missing and could not be had.",
     "questions": "Questions put to other shards, and to this one.",
     "unanswered": "Questions that not all shards asked have answered in time.",
+    "presence_restored": "Clients put back into the presence of a channel, after an outage.",
+    "removals_dropped": "Clients that left while the hub was away and are present until they expire.",
+    "leaves_of_dead_shards": "Leaves published for clients of shards that had died.",
+    "shards_reaped": "Dead shards that this one has cleared up after.",
 }
 _HUB_GAUGES = {
     "subscribed_channels": "Channels this shard hears.",

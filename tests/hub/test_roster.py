@@ -16,10 +16,11 @@ from spread.hub.api import Incumbent, Load, ShardIdentity
 from spread.hub.errors import HubRefused, HubUnavailable, LeaseTaken, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol, Link
 from spread.hub.process import this_process
-from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS, MAX_SHARD, Roster
+from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS, MAX_SHARD, Beat, Life, Roster
 from tests.fakes import identity
 from tests.hub.scripted import FakeEndpoint, Outcome, Wire, answer, captured, handshake, noperm
 
+BEATEN = answer([b"", 0])
 LOAD = Load(clients=3, channels=2, addresses={"text": "h:8007"}, ready=True)
 OURS, THEIRS = identity("00000000000000aa", 11), identity("00000000000000bb", 22)
 
@@ -43,7 +44,8 @@ class Stage:
             up=lambda protocol: None,
             down=lambda reason: None,
         )
-        self.roster = Roster(self.clock, self.link, "spread")
+        self.beats: list[Beat] = []
+        self.roster = Roster(self.clock, self.link, "spread", self.beats.append)
         self.lost: list[Incumbent] = []
         self.link.start()
         self.wire = self.connects()
@@ -72,7 +74,7 @@ class Stage:
         self.claims()
         self.roster.enter(load, self.lost.append)
         self.asked()
-        self.wire.says(answer(b""))
+        self.wire.says(BEATEN)
 
 
 @pytest.fixture
@@ -85,10 +87,10 @@ def stage() -> Stage:
 
 def test_a_claim_asks_for_the_lease(stage: Stage) -> None:
     outcome = stage.runs(stage.roster.claim(5, OURS))
-    keys, (value, milliseconds, replaceable) = stage.asked()
-    assert keys == [b"spread:shard:5"]
+    keys, (value, milliseconds, replaceable, gone) = stage.asked()
+    assert keys == [b"spread:shard:5", b"spread:lives"]
     assert msgspec.json.decode(value, type=ShardIdentity) == OURS
-    assert (milliseconds, replaceable) == (b"8000", b"")
+    assert (milliseconds, replaceable, gone) == (b"8000", b"", b"")
     assert outcome.fired == [] and not stage.roster.is_renewed
     stage.wire.says(answer(value))
     assert outcome.value == 5 and stage.roster.is_renewed
@@ -124,8 +126,8 @@ def test_the_number_of_a_process_that_is_gone_is_replaced_at_once(stage: Stage) 
     outcome = stage.runs(stage.roster.claim(5, OURS))
     stage.asked()
     stage.wire.says(answer(dead))
-    _, (_, _, replaceable) = stage.asked()
-    assert replaceable == dead
+    _, (_, _, replaceable, gone) = stage.asked()
+    assert replaceable == dead and gone == b"cc" * 8
     stage.wire.says(answer(packed(OURS)))
     assert outcome.value == 5
 
@@ -144,7 +146,7 @@ def test_auto_takes_the_lowest_that_is_free(stage: Stage) -> None:
     outcome = stage.runs(stage.roster.claim(None, OURS))
     for number in range(3):
         keys, _ = stage.asked()
-        assert keys == [b"spread:shard:%d" % number]
+        assert keys == [b"spread:shard:%d" % number, b"spread:lives"]
         stage.wire.says(answer(packed(OURS if number == 2 else THEIRS)))
     assert outcome.value == 2
 
@@ -190,11 +192,18 @@ def test_a_heartbeat_at_once_and_every_two_seconds(stage: Stage) -> None:
     clients = iter(range(100))
     stage.roster.enter(lambda: msgspec.structs.replace(LOAD, clients=next(clients)), stage.lost.append)
     for number in range(3):
-        keys, (value, milliseconds, shard, row) = stage.asked()
-        assert keys == [b"spread:shard:7", b"spread:roster"]
+        keys, (value, milliseconds, shard, row, *rest) = stage.asked()
+        assert keys == [
+            b"spread:shard:7",
+            b"spread:roster",
+            b"spread:lives",
+            b"spread:register:00000000000000aa",
+            b"spread:reaping:00000000000000aa",
+        ]
+        assert rest == [b"00000000000000aa", b"3600", b"4000", b"16"]
         assert (value, milliseconds, shard) == (packed(OURS), b"8000", b"7")
         assert msgspec.json.decode(row)["load"]["clients"] == number, "asked anew each time"
-        stage.wire.says(answer(b""))
+        stage.wire.says(BEATEN)
         stage.clock.advance(HEARTBEAT_SECONDS - 0.1)
         assert stage.wire.commands() == []
         stage.clock.advance(0.1)
@@ -204,10 +213,29 @@ def test_the_lease_counts_from_when_the_heartbeat_was_sent(stage: Stage) -> None
     stage.enters()
     stage.clock.advance(HEARTBEAT_SECONDS)
     stage.clock.advance(1.5)
-    stage.wire.says(answer(b""))  # it took 1.5 s
+    stage.wire.says(BEATEN)  # it took 1.5 s
     stage.clock.pump([0.5] * 13)
     assert not stage.roster.is_renewed, "8 s after it was sent, though not yet after its answer"
     assert LEASE_SECONDS == 8.0
+
+
+def test_what_a_heartbeat_gives_is_passed_on(stage: Stage) -> None:
+    stage.enters()
+    assert stage.beats == [Beat(stage.clock.seconds(), Life.KNOWN, [])]
+    stage.clock.advance(HEARTBEAT_SECONDS)
+    sent_at = stage.clock.seconds()
+    stage.clock.advance(0.5)
+    stage.wire.commands()
+    stage.wire.says(answer([b"", 2, b"dead", b"0", b"\xff", b"1795509585722"]))
+    assert stage.beats[1:] == [Beat(sent_at, Life.REAPED, [("dead", "0"), ("\ufffd", "1795509585722")])]
+
+
+def test_a_heartbeat_that_loses_the_number_gives_nothing(stage: Stage) -> None:
+    stage.claims()
+    stage.roster.enter(lambda: LOAD, stage.lost.append)
+    stage.asked()
+    stage.wire.says(answer([packed(THEIRS)]))
+    assert stage.beats == [] and len(stage.lost) == 1
 
 
 def test_an_extra_heartbeat_delays_the_next(stage: Stage) -> None:
@@ -215,7 +243,7 @@ def test_an_extra_heartbeat_delays_the_next(stage: Stage) -> None:
     stage.clock.advance(1.5)
     stage.roster.beat()
     stage.asked()
-    stage.wire.says(answer(b""))
+    stage.wire.says(BEATEN)
     stage.clock.advance(1.9)
     assert stage.wire.commands() == []
     stage.clock.advance(0.1)
@@ -234,7 +262,7 @@ def test_a_number_that_another_has_by_now_is_told_once(stage: Stage) -> None:
     stage.clock.advance(HEARTBEAT_SECONDS)
     stage.clock.advance(HEARTBEAT_SECONDS)
     assert len(stage.wire.commands()) == 2
-    stage.wire.says(answer(packed(THEIRS)), answer(packed(THEIRS)))
+    stage.wire.says(answer([packed(THEIRS)]), answer([packed(THEIRS)]))
     assert stage.lost == [Incumbent(shard=0, identity=THEIRS)]
     assert not stage.roster.is_renewed
     stage.clock.advance(30.0)
@@ -292,7 +320,7 @@ def test_an_owner_that_fails_is_logged(stage: Stage) -> None:
     stage.roster.enter(lambda: LOAD, fails)
     stage.asked()
     with captured() as lines:
-        stage.wire.says(answer(packed(THEIRS)))
+        stage.wire.says(answer([packed(THEIRS)]))
     assert len(lines) == 1 and "heartbeat" in lines[0]
 
 
@@ -303,7 +331,13 @@ def test_leaving_gives_back_the_lease(stage: Stage) -> None:
     stage.enters()
     outcome = stage.runs(stage.roster.leave())
     keys, arguments = stage.asked()
-    assert (keys, arguments) == ([b"spread:shard:0", b"spread:roster"], [packed(OURS), b"0"])
+    assert keys == [
+        b"spread:shard:0",
+        b"spread:roster",
+        b"spread:lives",
+        b"spread:register:00000000000000aa",
+    ]
+    assert arguments == [packed(OURS), b"0", b"00000000000000aa"]
     stage.wire.says(answer(1))
     assert outcome.value is None and not stage.roster.is_renewed
     stage.clock.advance(30.0)
@@ -335,7 +369,7 @@ def test_the_answer_to_a_heartbeat_that_comes_after_leaving(stage: Stage) -> Non
     stage.asked()
     outcome = stage.runs(stage.roster.leave())
     stage.asked()
-    stage.wire.says(answer(packed(THEIRS)), answer(0))
+    stage.wire.says(answer([packed(THEIRS)]), answer(0))
     assert outcome.value is None and stage.lost == []
 
 
