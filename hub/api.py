@@ -15,8 +15,9 @@ Promises, whichever implementation is used:
     receiver gets offset n+1 only after n, or is told ``Broken`` when what lies between cannot be had.
 
 What is not promised: plain channels are at most once. While the link of a receiving shard is down it
-misses what is published; the window is told to ``Receiver.missed``, never passed over in silence. Joins,
-leaves and presence are at most once too; presence mends itself when it is refreshed.
+misses what is published; the window is told to ``Receiver.missed``, never passed over in silence. Joins
+and leaves are at most once too; those of a client are told in pairs, if at all, also when its shard dies or the
+hub is away when it leaves. Presence outlives the hub: what is lost of it is told again.
 
 Nothing here imports an implementation, Redis or a reactor.
 """
@@ -281,6 +282,10 @@ class HubCounters(msgspec.Struct, kw_only=True):
     broken: int = 0
     questions: int = 0
     unanswered: int = 0
+    presence_restored: int = 0
+    removals_dropped: int = 0
+    leaves_of_dead_shards: int = 0
+    shards_reaped: int = 0
     subscribed_channels: int = 0
     followed_channels: int = 0
     journal_publications: int = 0
@@ -300,10 +305,6 @@ class Channels(Protocol):
         :raises JournalFull: the hub is away and too much waits already.
         :raises HubUnavailable: the deadline passed. The outcome may be unknown.
         """
-    presence_restored: int = 0
-    removals_dropped: int = 0
-    leaves_of_dead_shards: int = 0
-    shards_reaped: int = 0
         ...
 
     def subscribe(self, channel: str, history: History | None = None) -> Deferred[Position | None]:
@@ -365,6 +366,9 @@ class Channels(Protocol):
     def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
         """``info.client`` is in the channel, until ``ttl_seconds`` from now. Again: it still is.
 
+        Until it is removed it is told again by the hub, whatever came of this call, when the hub has been
+        away or has lost what it knew. When this shard dies the others remove it.
+
         :raises HubUnavailable: the hub did not answer.
         """
         ...
@@ -372,7 +376,8 @@ class Channels(Protocol):
     def remove_presence(self, channel: str, client: str) -> Deferred[None]:
         """It is not any more. Idempotent.
 
-        :raises HubUnavailable: the hub did not answer.
+        :raises HubUnavailable: the hub did not answer. It is removed when the hub is back, unless it has been
+            added again.
         """
         ...
 
@@ -393,7 +398,11 @@ class Channels(Protocol):
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
         """Tell all subscribers of a channel, at most once, in order with what this shard publishes.
 
-        :raises HubUnavailable: the hub is away; it was not told.
+        A shard that dies is told of by the others: they announce, once, that those have left whom it had
+        announced and who had not left.
+
+        :raises HubUnavailable: the hub is away; it was not told. When the hub is back, a join is announced
+            of a client that is still there, and a leave of one whose join was.
         """
         ...
 

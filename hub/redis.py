@@ -150,14 +150,14 @@ class RedisHub(Registered):
         if self._after_stop is not None:
             await self._after_stop()
 
-    async def _leave(self, answered: Deferred[None]) -> None:
-        await self._roster.leave()
     def _commands_up(self) -> None:
         self._roster.beat()
         self.lives.register.link_up()
 
-        await answered
+    async def _leave(self, answered: Deferred[None]) -> None:
         self.lives.stop()
+        await self._roster.leave()
+        await answered
 
     # -- the shard as a whole ----------------------------------------------------------------------------
 
@@ -167,9 +167,9 @@ class RedisHub(Registered):
 
     def enter(self, load: Callable[[], Load], lost: Callable[[Incumbent], None]) -> None:
         """See ``api.Hub``."""
+        self.lives.register.enter()
         self._roster.enter(load, lost)
 
-        self.lives.register.enter()
     @property
     def holds_lease(self) -> bool:
         """See ``api.Hub``."""

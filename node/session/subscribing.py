@@ -396,7 +396,7 @@ def presence_ttl(shared: Shared) -> int:
 
 
 def _leave_presence(shared: Shared, channel: str, client: str) -> None:
-    # If this fails the entry runs out by itself.
+    # If this fails the hub does it later.
     shared.hub.remove_presence(channel, client).addErrback(_not_told, "an absence", channel)
 
 
