@@ -181,11 +181,6 @@ class CentrifugeSession:
         return self.state is SessionState.CONNECTING
 
     @property
-    def is_reading(self) -> bool:
-        """What it says is taken in."""
-        return self.intake.is_open
-
-    @property
     def _wire(self) -> Wire:
         assert self.codec.wire is not None
         return self.codec.wire

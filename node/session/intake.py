@@ -52,12 +52,14 @@ class Intake:
         "_session",
         "_unread",
         "_unread_bytes",
+        "_was_shut",
         "is_open",
     )
 
     def __init__(self, session: Speaker, edge: Edge) -> None:
         self.is_open = True
         """The client is read."""
+        self._was_shut = False
         self._session = session
         self._edge = edge
         self._commands = 0
@@ -110,8 +112,17 @@ class Intake:
             self._edge.resume_reading()
             self._read_what_waits()
         else:
+            self._was_shut = not session.is_connecting
             session.shared.counters.reading_pauses += is_crowded
             self._edge.pause_reading()
+
+    def was_open(self) -> bool:
+        """The client has been read all the time since this was asked before.
+
+        If not, what it has said in answer to something may be behind all that waits to be read.
+        """
+        was_shut, self._was_shut = self._was_shut, not self.is_open
+        return not was_shut
 
     def put_off(self, frame: bytes) -> None:
         """A frame has come that could not be stopped."""

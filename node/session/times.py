@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from spread.node import codes
+from spread.node.session.intake import Intake
 from spread.node.session.shared import Shared
 from spread.node.session.subscribing import refresh_presence
 from spread.node.session.subscription import Subscription
@@ -31,7 +32,7 @@ class Clocked(Protocol):
     @property
     def is_connected(self) -> bool: ...
     @property
-    def is_reading(self) -> bool: ...
+    def intake(self) -> Intake: ...
     def end(self, disconnect: codes.Disconnect) -> None: ...
     def note(self, what: str, why: str) -> None: ...
     def ping(self) -> None: ...
@@ -82,10 +83,10 @@ class Times:
             return
         client = session.shared.client
         if self._pong_by <= now:
-            if session.is_reading:
+            if session.intake.was_open():
                 session.end(codes.NO_PONG)
                 return
-            # Its answer may be behind what we do not read just now.
+            # Its answer may be behind what was not read.
             self._pong_by = now + client.pong_timeout
         self._check_expiry()
         if not session.is_alive:

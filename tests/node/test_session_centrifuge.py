@@ -814,6 +814,23 @@ def test_no_pong() -> None:
     assert ann.closed == (3012, "no pong")
 
 
+def test_a_pong_may_be_behind_what_was_not_read_at_once() -> None:
+    city = City(pong_timeout=3.0, max_unacknowledged_commands=2)
+    ann = city.guest()
+    city.turn(25)
+    assert ann.told == [{}]
+    city.exchange.cut()
+    ann.says(*({"id": number, "publish": {"channel": "a", "data": 1}} for number in range(10, 12)))
+    assert not ann.is_reading
+    city.exchange.restore()
+    city.turn(0.5)
+    assert ann.is_reading
+    city.turn(3)
+    assert ann.closed is None
+    city.turn(3)
+    assert ann.closed == (3012, "no pong")
+
+
 def test_unasked_pongs_are_no_matter() -> None:
     ann = City().guest()
     ann.says({}, {}, {})
