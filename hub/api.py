@@ -265,7 +265,7 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubCounters(msgspec.Struct, kw_only=True):
-    """What a hub counts for the metrics; plain numbers that only grow, but for the last four."""
+    """What a hub counts for the metrics; plain numbers that only grow, but for the last five."""
 
     published: int = 0
     publish_retries: int = 0
@@ -286,10 +286,13 @@ class HubCounters(msgspec.Struct, kw_only=True):
     removals_dropped: int = 0
     leaves_of_dead_shards: int = 0
     shards_reaped: int = 0
+    redirects: int = 0
+    refreshes: int = 0
     subscribed_channels: int = 0
     followed_channels: int = 0
     journal_publications: int = 0
     journal_bytes: int = 0
+    groups: int = 0
 
 
 class Channels(Protocol):

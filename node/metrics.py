@@ -114,12 +114,15 @@ _HUB_COUNTERS = {
     "removals_dropped": "Clients that left while the hub was away and are present until they expire.",
     "leaves_of_dead_shards": "Leaves published for clients of shards that had died.",
     "shards_reaped": "Dead shards that this one has cleared up after.",
+    "redirects": "Answers of a cluster's node that a slot is elsewhere.",
+    "refreshes": "Times the nodes of a cluster have told who serves which slots.",
 }
 _HUB_GAUGES = {
     "subscribed_channels": "Channels this shard hears.",
     "followed_channels": "Of these, channels that keep history, whose positions are followed.",
     "journal_publications": "Publications not yet taken by the hub.",
     "journal_bytes": "Bytes of publications not yet taken by the hub.",
+    "groups": "Primaries of a cluster that this shard is connected to, or tries to be.",
 }
 
 
