@@ -15,7 +15,7 @@ from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.keys import Keys
 from spread.hub.link import Link
-from spread.hub.scripts import run_script
+from spread.hub.scripts import run, run_script
 
 __all__ = ["Histories"]
 
@@ -89,8 +89,8 @@ class Histories:
         :raises HubUnavailable: Redis is away, or cannot now.
         :raises HubRefused: an ACL forbids it.
         """
-        connection = self._connection()
-        await self._asked(connection.execute_command(b"DEL", self._keys.stream(channel)))
+        connection, key = self._connection(), self._keys.stream(channel)
+        await self._asked(run(connection, key, b"DEL", key))
 
     async def _run(self, name: str, keys: list[bytes], arguments: list[bytes | int]) -> Any:
         return await run_script(self._connection(), name, keys, arguments)

@@ -38,7 +38,15 @@ from spread.hub.dialect import CLASSIC, Dialect
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.reactor import Clock, Endpoint, StreamTransport, Timer
 
-__all__ = ["CommandProtocol", "Handshake", "Link", "LinkState", "SubscriberProtocol", "Waiter"]
+__all__ = [
+    "CommandProtocol",
+    "Handshake",
+    "Link",
+    "LinkState",
+    "Redirects",
+    "SubscriberProtocol",
+    "Waiter",
+]
 
 FIRST_DELAY_SECONDS = 0.05
 LAST_DELAY_SECONDS = 2.0
@@ -57,6 +65,16 @@ class Waiter(Protocol):
         """A ``ReplyError``, or ``LinkLost`` if the connection broke before the reply came."""
 
 
+class Redirects(Protocol):
+    """What becomes of the answer that a key is elsewhere; see ``cluster_redirects``."""
+
+    def noticed(self, error: ReplyError) -> None:
+        """A server has answered with this error, whatever it is."""
+
+    async def run(self, connection: CommandProtocol, key: bytes, command: tuple[Any, ...]) -> Any:
+        """Run a command on a key on this connection, or where it is sent from there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handshake:
     """What a new connection says before it is used, and how long a reply may take on it."""
@@ -69,7 +87,9 @@ class Handshake:
     password: str | None = None
     db: int | None = None
     master_only: bool = False
-    """Refuse a server that is a replica: a demoted master still answers (Sentinel)."""
+    """Refuse a server that is a replica: a demoted master still answers (Sentinel, Cluster)."""
+    redirects: Redirects | None = None
+    """In a cluster: who is told of errors, and follows them."""
 
 
 class CommandProtocol(txredisapi.HiredisProtocol):
@@ -153,6 +173,11 @@ class CommandProtocol(txredisapi.HiredisProtocol):
 
     # -- commands ------------------------------------------------------------------------------------
 
+    @property
+    def redirects(self) -> Redirects | None:
+        """Of the cluster, if this is a connection to one of its servers."""
+        return self._handshake.redirects
+
     def submit(self, waiter: Waiter, *command: bytes | str | int | float) -> None:
         """Send a command with the others of this turn; its reply goes to ``waiter``.
 
@@ -228,6 +253,8 @@ class CommandProtocol(txredisapi.HiredisProtocol):
             return
         waiter, _ = self._waiting.popleft()
         if isinstance(reply, ReplyError):
+            if self._handshake.redirects is not None:
+                self._handshake.redirects.noticed(reply)
             waiter.errback(reply)
         else:
             waiter.callback(reply)
@@ -405,8 +432,9 @@ class Link:
         self._down = down
         self._jitter = jitter
         self._failures = 0
+        self._is_waiting = False  # until the next attempt
         factory = _LinkFactory(self._build_protocol)
-        noting: Any = _NotingEndpoint(endpoint, self._connect_failed)
+        noting: Any = _NotingEndpoint(endpoint, self._connecting, self._connect_failed)
         self._service = ClientService(
             noting, cast(Any, factory), retryPolicy=self._delay, clock=cast(Any, reactor)
         )
@@ -425,7 +453,17 @@ class Link:
             self._current.cut("stopping")
         return stopped if stopped is not None else succeed(None)
 
+    def begin_anew(self, reason: str) -> None:
+        """Give up the connection, or the pause before the next attempt: the endpoint leads elsewhere."""
+        self._failures = 0
+        if self._current is not None:
+            self._current.cut(reason)
+        elif self._is_waiting and self.state is LinkState.AWAY:
+            self._service.stopService()
+            self._service.startService()
+
     def _delay(self, attempt: int) -> float:
+        self._is_waiting = True
         # ClientService counts from the last TCP connection; we count from the last good handshake, so that
         # a server that accepts and then refuses is not asked 20 times a second.
         self._failures += 1
@@ -474,6 +512,9 @@ class Link:
                 self.state = LinkState.AWAY
             self._down(reason)
 
+    def _connecting(self) -> None:
+        self._is_waiting = False
+
     def _connect_failed(self, failure: Failure) -> None:
         error = failure.value
         if not isinstance(error, HubError):
@@ -499,8 +540,11 @@ class _LinkFactory(Factory):
 class _NotingEndpoint:
     """Tells of each failed attempt, which ClientService keeps to itself while it retries."""
 
-    def __init__(self, endpoint: Endpoint, failed: Callable[[Failure], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, begun: Callable[[], None], failed: Callable[[Failure], None]
+    ) -> None:
         self._endpoint = endpoint
+        self._begun = begun
         self._failed = failed
 
     def connect(self, factory: Factory) -> Deferred[Any]:
@@ -508,4 +552,5 @@ class _NotingEndpoint:
             self._failed(failure)
             return failure
 
+        self._begun()
         return self._endpoint.connect(factory).addErrback(note)

@@ -10,7 +10,7 @@ from typing import Any
 from spread.hub.errors import ReplyError
 from spread.hub.link import CommandProtocol
 
-__all__ = ["run_script", "script"]
+__all__ = ["run", "run_script", "script"]
 
 
 @cache
@@ -30,8 +30,20 @@ async def run_script(
     """
     source, digest = script(name)
     try:
-        return await connection.execute_command(b"EVALSHA", digest, len(keys), *keys, *arguments)
+        return await run(connection, keys[0], b"EVALSHA", digest, len(keys), *keys, *arguments)
     except ReplyError as error:
         if error.code != "NOSCRIPT":
             raise
-    return await connection.execute_command(b"EVAL", source, len(keys), *keys, *arguments)
+    return await run(connection, keys[0], b"EVAL", source, len(keys), *keys, *arguments)
+
+
+async def run(connection: CommandProtocol, key: bytes, *command: bytes | str | int) -> Any:
+    """Run a command on a key, in a cluster wherever it is served.
+
+    :raises ReplyError: Redis answered with an error.
+    :raises LinkLost: the outcome is unknown.
+    :raises HubUnavailable: nobody serves the key.
+    """
+    if connection.redirects is None:
+        return await connection.execute_command(*command)
+    return await connection.redirects.run(connection, key, command)

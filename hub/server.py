@@ -79,6 +79,7 @@ class Server:
     :param hearing_key: the one that every shard hears which hears all of its channels; the same.
     :param control_channels: what a subscriber connection hears besides, from its handshake on.
     :param control: takes the messages of channels that nobody subscribed to.
+    :param counters: those of the hub, where several servers are one.
     """
 
     log = Logger("spread.hub.server")
@@ -96,9 +97,10 @@ class Server:
         control_channels: Sequence[bytes] = (),
         control: Callable[[bytes, bytes], None] = lambda key, payload: None,
         dialect: Dialect = CLASSIC,
+        counters: HubCounters | None = None,
     ) -> None:
         self.name = handshake.hub
-        self.counters = HubCounters()
+        self.counters = HubCounters() if counters is None else counters
         self.dialect = dialect
         self.commands_up: Callable[[], None] = _nothing
         """Called when commands can be given."""
@@ -112,7 +114,8 @@ class Server:
         self._probe_key_of = probe_key
         self._probe_key = b""
         self._hearing_key_of = hearing_key
-        self._control_channels = control_channels
+        self.control_channels = control_channels
+        """May be changed; the next connection hears them."""
         self._control = control
         self._keys = Keys(settings.prefix)
         self._paused = False
@@ -250,6 +253,11 @@ class Server:
             self.subscriptions.stop()
         await gatherResults([self.commands.stop(), self.hearing.stop()])
 
+    def begin_anew(self, reason: str) -> None:
+        """Connect again, both links: the endpoint leads to another server."""
+        self.commands.begin_anew(reason)
+        self.hearing.begin_anew(reason)
+
     # -- the links -------------------------------------------------------------------------------------
 
     def _commands_up(self, connection: CommandProtocol) -> None:
@@ -278,7 +286,7 @@ class Server:
     def _build_subscriber(self) -> SubscriberProtocol:
         self._probe_key = self._probe_key_of()
         connection = SubscriberProtocol(
-            self._reactor, self._handshake, self._probe_key, self._control_channels, self.dialect
+            self._reactor, self._handshake, self._probe_key, self.control_channels, self.dialect
         )
         # It is heard before it is up: who asks counts it from the moment it subscribes.
         connection.message = self._control
