@@ -817,8 +817,8 @@ def test_no_pong() -> None:
 def test_a_pong_may_be_behind_what_was_not_read_at_once() -> None:
     city = City(pong_timeout=3.0, max_unacknowledged_commands=2)
     ann = city.guest()
-    city.turn(25)
-    assert ann.told == [{}]
+    while ann.told != [{}]:
+        city.turn(0.5)
     city.exchange.cut()
     ann.says(*({"id": number, "publish": {"channel": "a", "data": 1}} for number in range(10, 12)))
     assert not ann.is_reading
