@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spread.hub.redis import MAX_PUBLICATION_BYTES
+from spread.hub.server import MAX_PUBLICATION_BYTES
 from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS
 from spread.node import cli
 from spread.node.addresses import LAST_SHARD
