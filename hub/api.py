@@ -16,8 +16,8 @@ Promises, whichever implementation is used:
 
 What is not promised: plain channels are at most once. While the link of a receiving shard is down it
 misses what is published; the window is told to ``Receiver.missed``, never passed over in silence. Joins
-and leaves are at most once too; those of a client are told in pairs, if at all, also when its shard dies or the
-hub is away when it leaves. Presence outlives the hub: what is lost of it is told again.
+and leaves are at most once too; those of a client are told in pairs, if at all, also when its shard dies or
+the hub is away when it leaves. Presence outlives the hub: what is lost of it is told again.
 
 Nothing here imports an implementation, Redis or a reactor.
 """
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLAIN",
+    "Ancestor",
     "Broken",
     "Channels",
     "ClientInfo",
@@ -172,12 +173,30 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 PLAIN = PublishOptions()
 
 
+class Ancestor(msgspec.Struct, frozen=True, gc=False):
+    """An epoch that has ended since a copy of the data took over, with offsets that go on."""
+
+    offset: int
+    """Up to here it is the same stream."""
+    is_whole: bool
+    """What was acknowledged in it is known to be there; else some of it may be lost."""
+
+
 class Stream(msgspec.Struct, frozen=True):
     """What a channel's history holds, as asked for."""
 
     position: Position
     """Of the newest publication, whatever was asked for."""
     publications: list[Publication]
+    before: dict[str, Ancestor] = {}
+    """Epochs before that of ``position``."""
+
+    def continues(self, known: Position) -> bool:
+        """Who was there, in whatever epoch that was, misses nothing but what comes after it here."""
+        if known.epoch in ("", self.position.epoch):
+            return True
+        ancestor = self.before.get(known.epoch)
+        return ancestor is not None and ancestor.is_whole and known.offset <= ancestor.offset
 
 
 class PresenceStats(msgspec.Struct, frozen=True, gc=False):

@@ -9,18 +9,24 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from spread.hub.api import History, HubCounters, Position, Publication, Stream
+from msgspec.structs import replace
+
+from spread.hub.api import Ancestor, History, HubCounters, Position, Publication, Stream
 from spread.hub.envelope import OFFSET_DIGITS, MalformedEnvelope, UnknownVersion, unpack
 from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.keys import Keys
 from spread.hub.link import Link
+from spread.hub.publish import MAY_BE_LOST
 from spread.hub.scripts import run, run_script
 
 __all__ = ["Histories"]
 
 LARGEST_OFFSET = 2**53
 """Offsets are numbers of Lua; one that a client makes up may be larger."""
+
+ANCESTOR_BYTES = 25
+"""Of an epoch before, as the script tells it."""
 
 T = TypeVar("T")
 
@@ -42,12 +48,15 @@ class Histories:
         limit: int = 0,
         reverse: bool = False,
         max_bytes: int = 0,
+        seen: Position | None = None,
     ) -> Stream:
         """See ``api.Hub.history``.
 
         :param since: an offset.
         :param max_bytes: no further publication is given after so many; 0: no such bound. Not with
             ``reverse``, nor with a limit of -1.
+        :param seen: what this shard has been given by Redis itself; a stream that ends before it, in the same
+            epoch, has lost something, and gets another epoch.
         :raises HubUnavailable: Redis is away, or cannot now.
         :raises HubRefused: an ACL forbids it.
         """
@@ -69,6 +78,10 @@ class Histories:
                     last.encode(),
                     max(limit, -1),
                     max_bytes if limit > 0 else 0,
+                    self._generation(),
+                    MAY_BE_LOST,
+                    seen.epoch.encode() if seen is not None else b"",
+                    seen.offset if seen is not None else 0,
                 ],
             )
         )
@@ -76,12 +89,12 @@ class Histories:
         publications: list[Publication] = []
         for _, fields in reply[1]:
             try:
-                publications.append(unpack(fields[1])[2])
+                publications.append(_of(unpack(fields[1])[2], position))
             except UnknownVersion:
                 self._counters.unknown_versions += 1
             except MalformedEnvelope:
                 self._counters.malformed += 1
-        return Stream(position, publications)
+        return Stream(position, publications, _ancestors(reply[2]) if reply[2] else {})
 
     async def remove(self, channel: str) -> None:
         """See ``api.Hub.remove_history``.
@@ -94,6 +107,10 @@ class Histories:
 
     async def _run(self, name: str, keys: list[bytes], arguments: list[bytes | int]) -> Any:
         return await run_script(self._connection(), name, keys, arguments)
+
+    def _generation(self) -> bytes:
+        connection = self._commands.protocol
+        return connection.generation if connection is not None else b""
 
     def _connection(self) -> Any:
         connection = self._commands.protocol
@@ -108,3 +125,18 @@ class Histories:
             if error.is_refusal:
                 raise HubRefused(self._commands.name, str(error)) from error
             raise HubUnavailable(self._commands.name, str(error)) from error
+
+
+def _of(publication: Publication, position: Position) -> Publication:
+    """What an epoch before has left in the stream belongs to the present one."""
+    return publication if publication.epoch == position.epoch else replace(publication, epoch=position.epoch)
+
+
+def _ancestors(told: bytes) -> dict[str, Ancestor]:
+    found: dict[str, Ancestor] = {}
+    is_whole = True  # an epoch is as whole as all that came after it
+    for at in range(0, len(told), ANCESTOR_BYTES):
+        epoch, offset = told[at + 1 : at + 9].decode(), int(told[at + 9 : at + ANCESTOR_BYTES])
+        is_whole = is_whole and told[at : at + 1] == b"k"
+        found.setdefault(epoch, Ancestor(offset, is_whole))
+    return found

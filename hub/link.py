@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -113,6 +113,12 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         self._deadline: Timer | None = None
         self._is_open = False
         self._cut_reason: str | None = None
+        self.generation = b""
+        """Of the server's copy of the data, see ``lineage``; b"": not known."""
+        self.server_run = b""
+        """Names the server's process; b"": not known."""
+        self.last_step: Callable[[Any], Awaitable[None]] | None = None
+        """The end of the handshake; may raise ``ReplyError``."""
         # Set by the link that made this protocol.
         self.opened: Callable[[CommandProtocol], None] = lambda protocol: None
         self.closed: Callable[[CommandProtocol, str], None] = lambda protocol, reason: None
@@ -164,6 +170,8 @@ class CommandProtocol(txredisapi.HiredisProtocol):
                 role = await self.role()
                 if role[0] != b"master":
                     raise HubUnavailable(handshake.hub, f"the server is a {role[0].decode()}, not the master")
+            if self.last_step is not None:
+                await self.last_step(self)
         except ReplyError as error:
             if error.is_later:
                 raise HubUnavailable(handshake.hub, str(error)) from error

@@ -74,6 +74,9 @@ RESULT_SECONDS = 300
 TEMPORARY = frozenset({"OOM", "MISCONF"})
 """Codes that mean: not done, and it may take a person to change that."""
 
+MAY_BE_LOST = b"l"
+"""After a failover: some of what was acknowledged may be missing in the promoted replica."""
+
 _WAITING, _SENT, _DONE = "waiting", "sent", "done"
 
 
@@ -351,6 +354,8 @@ class Journal:
             options.version_epoch,
             RESULT_SECONDS,
             drawn_epoch(),
+            connection.generation,
+            MAY_BE_LOST,
         )
 
     def _script(self, name: str) -> tuple[bytes, bytes]:

@@ -80,6 +80,7 @@ class RedisHub(Registered):
         own, everybody = Questions.channels_of(settings.prefix, shard)
         probe_key = f"{settings.prefix}:probe:{incarnation}".encode()
         hearing_key = f"{settings.prefix}:hearing".encode()
+        lineage_key = f"{settings.prefix}:lineage".encode()
         self.server = Server(
             reactor,
             endpoint,
@@ -88,6 +89,7 @@ class RedisHub(Registered):
             settings,
             probe_key=lambda: probe_key,
             hearing_key=lambda: hearing_key,
+            lineage_key=lambda: lineage_key,
             control_channels=(own, everybody),
             control=lambda key, payload: self._questions.heard(key, payload),
         )

@@ -333,6 +333,7 @@ class Repair:
                 since=follower.offset if is_begun else None,
                 limit=PART if is_begun else 0,
                 max_bytes=PART_BYTES,
+                seen=follower.position if is_begun else None,
             )
         )
         reading.addCallbacks(
@@ -395,11 +396,16 @@ class Repair:
             follower.filled_to = top.offset
             follower.plain_to = top.offset if follower.is_heard else 0
         elif top.epoch != follower.epoch:
-            # Another stream: from its beginning, which this read has not asked for.
-            follower.epoch, follower.offset, follower.filled_to = top.epoch, 0, 0
+            ancestor = stream.before.get(follower.epoch)
+            follower.epoch = top.epoch
             follower.is_broken = True
-            self.due(follower)
-            return
+            if ancestor is None or ancestor.offset < follower.offset:
+                # Another stream: from its beginning, or where it branches off: not what was asked for.
+                follower.offset = follower.filled_to = ancestor.offset if ancestor is not None else 0
+                self.due(follower)
+                return
+            # A copy of the same one: nothing is missing here, but clients have to learn the epoch.
+            self._hand_over_missing(follower, stream)
         else:
             self._hand_over_missing(follower, stream)
         if follower.offset < top.offset or not self._hand_over_held(follower) or follower.is_short:

@@ -40,6 +40,7 @@ from spread.hub.errors import (
 from spread.hub.gathering import Gathering
 from spread.hub.history import Histories
 from spread.hub.keys import Keys
+from spread.hub.lineage import Lineage
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
 from spread.hub.presence import Presence
 from spread.hub.probe import Probe, probe_sender
@@ -77,6 +78,7 @@ class Server:
     :param shard: incarnation, 8 bytes.
     :param probe_key: the pub/sub channel on which this shard hears its own probes; asked for each connection.
     :param hearing_key: the one that every shard hears which hears all of its channels; the same.
+    :param lineage_key: where the generation of the server's data is kept, see ``lineage``; the same.
     :param control_channels: what a subscriber connection hears besides, from its handshake on.
     :param control: takes the messages of channels that nobody subscribed to.
     :param counters: those of the hub, where several servers are one.
@@ -94,6 +96,7 @@ class Server:
         *,
         probe_key: Callable[[], bytes],
         hearing_key: Callable[[], bytes],
+        lineage_key: Callable[[], bytes],
         control_channels: Sequence[bytes] = (),
         control: Callable[[bytes, bytes], None] = lambda key, payload: None,
         dialect: Dialect = CLASSIC,
@@ -124,7 +127,7 @@ class Server:
             reactor,
             endpoint,
             name=self.name,
-            build=lambda: CommandProtocol(reactor, handshake),
+            build=self._build_commands,
             up=self._commands_up,
             down=self._commands_down,
         )
@@ -136,6 +139,7 @@ class Server:
             up=self._hearing_up,
             down=self._hearing_down,
         )
+        self.lineage = Lineage(reactor, lineage_key, self.commands, self.hearing, endpoint)
         self.journal = Journal(reactor, self.name, shard, settings.journal, self.counters)
         self.histories = Histories(self.commands, self._keys, self.counters)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
@@ -247,6 +251,7 @@ class Server:
         """Fail what waits, close both links. Idempotent."""
         self.stopping()
         self.gathering.stop()
+        self.lineage.stop()
         self.journal.stop()
         self._probe.stop()
         if self.subscriptions is not None:
@@ -260,7 +265,13 @@ class Server:
 
     # -- the links -------------------------------------------------------------------------------------
 
+    def _build_commands(self) -> CommandProtocol:
+        connection = CommandProtocol(self._reactor, self._handshake)
+        connection.last_step = self.lineage.introduce
+        return connection
+
     def _commands_up(self, connection: CommandProtocol) -> None:
+        self.lineage.watch()
         self._note_up(self.commands, "commands")
         self.commands_up()
         if self.repair is not None:
@@ -270,6 +281,7 @@ class Server:
         self._became_live()
 
     def _commands_down(self, reason: str) -> None:
+        self.lineage.stop()
         self.gathering.stop()
         self.journal.link_down()
         if self.repair is not None:
@@ -288,6 +300,7 @@ class Server:
         connection = SubscriberProtocol(
             self._reactor, self._handshake, self._probe_key, self.control_channels, self.dialect
         )
+        connection.last_step = self.lineage.introduce_hearing
         # It is heard before it is up: who asks counts it from the moment it subscribes.
         connection.message = self._control
         return connection

@@ -142,6 +142,8 @@ class _SentinelEndpoint:
         self._connect_seconds = connect_seconds
         self._server = server
         self._first = 0  # the Sentinel that answered last is asked first
+        self._next = 0  # the one that is asked next whether the master is still the same
+        self._led_to: tuple[str, int] | None = None
 
     def connect(self, factory: Factory) -> Deferred[Any]:
         """Connect ``factory`` to the present master."""
@@ -162,8 +164,35 @@ class _SentinelEndpoint:
                 reasons.append(f"{host}:{port}: {error}")
                 continue
             self._first = index
+            self._led_to = master
             return await self._server(*master).connect(factory)
         raise HubUnavailable(self._address.name, "no Sentinel knows the master: " + "; ".join(reasons))
+
+    def elsewhere(self) -> Deferred[str]:
+        """See ``lineage.Moving``: one Sentinel is asked, another each time, and all if it has another master."""
+        return Deferred.fromCoroutine(self._find_elsewhere())
+
+    async def _find_elsewhere(self) -> str:
+        hosts, led_to = self._address.hosts, self._led_to
+        self._next = (self._next + 1) % len(hosts)
+        if await self._named_by(self._next) in (None, led_to):
+            return ""
+        # Sentinels learn of a failover one after the other, and one that is cut off does not learn of it.
+        named = [await self._named_by(index) for index in range(len(hosts))]
+        for index, master in enumerate(named):
+            others = [each for each in named if each is not None]
+            if master not in (None, led_to) and 2 * others.count(master) > len(others):
+                self._first = index
+                return f"{master[0]}:{master[1]}"
+        return ""
+
+    async def _named_by(self, index: int) -> tuple[str, int] | None:
+        try:
+            return await self._ask(*self._address.hosts[index])
+        except CancelledError:
+            raise
+        except Exception:
+            return None  # whatever is wrong with it, it does not tell of another master
 
     async def _ask(self, host: str, port: int) -> tuple[str, int]:
         handshake = Handshake(

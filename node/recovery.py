@@ -27,7 +27,7 @@ def recovered(
     :param now: where the channel is.
     :param limit: publications at most.
     """
-    if known.epoch not in ("", now.epoch) or stream.position.epoch != now.epoch or collected is None:
+    if not stream.continues(known) or stream.position.epoch != now.epoch or collected is None:
         return None
     count = now.offset - known.offset
     if not 0 <= count <= limit:

@@ -4,7 +4,9 @@
 -- ARGV[4] publications to keep   ARGV[5] seconds to keep them   ARGV[6] seconds to keep the meta
 -- ARGV[7] sequence of the publishing shard   ARGV[8] '1' if what became of an earlier try is unknown
 -- ARGV[9] version, 20 digits, or ''   ARGV[10] the version's epoch   ARGV[11] seconds to keep the result
--- ARGV[12] epoch, 8 letters, if there is none yet
+-- ARGV[12] epoch, 8 letters, if there is none yet, or the one there is was another copy's
+-- ARGV[13] generation of this copy of the data, '' if it is not known
+-- ARGV[14] 'k' if what was acknowledged is in this copy, 'l' if some of it may be lost
 -- Gives the position: offset, 16 digits, and epoch, 8 letters.
 
 -- Shards whose last publication here is remembered, so that a second try is known as one.
@@ -19,11 +21,21 @@ if KEYS[3] then
   end
 end
 
-local meta, stream, head = KEYS[1], KEYS[2], ARGV[2]
+local meta, stream, head, generation = KEYS[1], KEYS[2], ARGV[2], ARGV[13] or ''
 -- Incarnation (8 bytes) and sequence (8 bytes) stand in the head from its fifth byte on.
 local origin = 'i' .. string.sub(head, 5, 12)
-local known = redis.call('HMGET', meta, 'e', 's', origin)
+local known = redis.call('HMGET', meta, 'e', 's', origin, 'g')
 local epoch, top = known[1], tonumber(known[2] or '0')
+
+if epoch and known[4] ~= generation and generation ~= '' then
+  -- Another copy may have gone on from here, and given the next offsets to other publications.
+  if known[4] and known[4] ~= '' then
+    local before = (ARGV[14] or 'l') .. epoch .. string.format('%016.0f', top) .. (redis.call('HGET', meta, 'p') or '')
+    epoch = ARGV[12]
+    redis.call('HSET', meta, 'e', epoch, 'p', string.sub(before, 1, 200))
+  end
+  redis.call('HSET', meta, 'g', generation)
+end
 
 local function position(offset)
   return string.format('%016.0f', offset) .. epoch
@@ -61,7 +73,7 @@ if not epoch then
   -- What a lost meta has left over.
   redis.call('DEL', stream)
   top = 0
-  fields = {'e', epoch}
+  fields = {'e', epoch, 'g', generation}
 end
 
 if ARGV[9] ~= '' then
@@ -90,7 +102,7 @@ local here = position(offset)
 local message = head .. here .. ARGV[3]
 local added =
   redis.call('HSET', meta, 's', number, origin, ARGV[7] .. ' ' .. number, unpack(fields))
-if added > 0 and redis.call('HLEN', meta) > ORIGINS + 4 then
+if added > 0 and redis.call('HLEN', meta) > ORIGINS + 6 then
   local all, origins = redis.call('HGETALL', meta), {}
   for i = 1, #all, 2 do
     if #all[i] == 9 then

@@ -310,7 +310,7 @@ class Methods:
             )
             if top is None:
                 top = page.position
-                if since is not None and since.epoch and since.epoch != top.epoch:
+                if since is not None and not page.continues(since):
                     raise ApiError(codes.UNRECOVERABLE_POSITION)
             elif page.position.epoch != top.epoch:
                 raise ApiError(codes.INTERNAL_ERROR)  # the stream was lost between two pages

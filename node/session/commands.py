@@ -257,7 +257,7 @@ def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Ou
 
     def told(stream: Stream) -> Outcome:
         position = stream.position
-        if since is not None and since.epoch and since.epoch != position.epoch:
+        if since is not None and not stream.continues(Position(since.epoch, since.offset)):
             raise Refused(codes.UNRECOVERABLE_POSITION)
         publications = publications_for(session.codec, stream.publications)
         return HistoryResult(publications, position.epoch, position.offset)

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from spread.hub import repair as module
 from spread.hub.api import (
+    Ancestor,
     Broken,
     ClientInfo,
     Event,
@@ -56,16 +57,24 @@ class Reads:
         since: int | None = None,
         limit: int = 0,
         max_bytes: int = 0,
+        seen: Position | None = None,
     ) -> Stream:
         assert max_bytes == PART_BYTES
+        assert since == (None if seen is None else seen.offset)
         self.asked.append((channel, since, limit))
         answer: Deferred[Stream] = Deferred()
         self.waiting.append(answer)
         return await answer
 
-    def answer(self, top: int, offsets: Any = (), epoch: str = "one") -> None:
+    def answer(
+        self,
+        top: int,
+        offsets: Any = (),
+        epoch: str = "one",
+        before: dict[str, Ancestor] | None = None,
+    ) -> None:
         self.waiting.popleft().callback(
-            Stream(Position(epoch, top), [made(offset, epoch) for offset in offsets])
+            Stream(Position(epoch, top), [made(offset, epoch) for offset in offsets], before or {})
         )
 
     def fail(self, error: Exception) -> None:
@@ -201,6 +210,24 @@ def test_another_epoch_is_read_from_its_beginning(stage: Stage) -> None:
     stage.reads.answer(3, [1, 2, 3], "two")
     assert stage.reads.asked[1:] == [("a", 50, PART), ("a", 0, PART)]
     assert stage.events == [Broken(Position("two", 0)), *(made(n, "two") for n in (1, 2, 3))]
+
+
+def test_a_copy_goes_on_where_this_one_is(stage: Stage) -> None:
+    follower = stage.live(50)
+    hear(follower, made(52, "two"))
+    stage.reads.answer(52, [51, 52], "two", {"one": Ancestor(51, False), "none": Ancestor(9, True)})
+    assert follower.state is FollowState.LIVE and follower.position == Position("two", 52)
+    assert stage.events == [Broken(Position("two", 50)), *(made(n, "two") for n in (51, 52))]
+    assert stage.reads.asked[1:] == [("a", 50, PART)]
+
+
+def test_a_copy_that_branches_off_before_is_read_from_there(stage: Stage) -> None:
+    follower = stage.live(50)
+    hear(follower, made(48, "two"))
+    stage.reads.answer(48, [], "two", {"one": Ancestor(47, True)})
+    stage.reads.answer(48, [48], "two", {"one": Ancestor(47, True)})
+    assert stage.reads.asked[1:] == [("a", 50, PART), ("a", 47, PART)]
+    assert stage.events == [Broken(Position("two", 47)), made(48, "two")]
 
 
 def test_held_ones_of_other_epochs(stage: Stage) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import hiredis
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from spread.hub import roster
+from spread.hub import lineage, roster
 from spread.hub.address import parse_hub_address
+from spread.hub.api import Broken, History, Position
 from spread.hub.errors import HubUnavailable
 from spread.hub.redis import RedisHub
 from spread.hub.topology import TlsFiles, endpoint_of
 from tests.hub.servers import Sentinel, Valkey, ValkeyError, free_port, until
 from tests.hub.shards import LOAD, Shard, eventually, reactor, redis_shard
+
+KEPT = History(100, 600, 3600)
 
 
 class _Cases(TestCase):
@@ -131,6 +135,130 @@ class Failover(_Cases):
         self.assertEqual(shard.receiver.on("a"), [b"x", b"y"])
 
 
+class Behind(_Cases):
+    """A replica that lacks what was acknowledged is promoted."""
+
+    async def detached(self) -> tuple[Valkey, Valkey, StubSentinel, Shard]:
+        """Five publications are on both servers, three on the old one only."""
+        old, new = self.pair()
+        stub = StubSentinel(old.port)
+        self.addCleanup(stub.stop)
+        shard = await self.shard(stub.url, publish_seconds=30.0)
+        await shard.follow("a", KEPT)
+        for number in range(1, 6):
+            await shard.publish("a", b"%d" % number, history=KEPT)
+        await eventually(lambda: new.command("XLEN", "spread:stream:{a}") == 5)
+        new.command("REPLICAOF", "127.0.0.1", free_port())
+        for number in range(6, 9):
+            await shard.publish("a", b"%d" % number, history=KEPT)
+        await eventually(lambda: shard.receiver.offsets("a") == list(range(1, 9)))
+        return old, new, stub, shard
+
+    async def test_what_is_lost_is_told(self) -> None:
+        old, new, stub, shard = await self.detached()
+        epoch = shard.receiver.publications[-1][1].epoch
+        old.kill()
+        new.command("REPLICAOF", "NO", "ONE")
+        stub.master_port = new.port
+        for number in range(6, 12):
+            await shard.publish("a", b"new %d" % number, history=KEPT)
+        await eventually(lambda: b"new 11" in shard.receiver.on("a"))
+        events = [event for _, event in shard.receiver.events]
+        self.assertEqual([event.data for event in events[:8]], [b"%d" % n for n in range(1, 9)])
+        self.assertIsInstance(events[8], Broken)
+        self.assertEqual([event.data for event in events[9:]], [b"new %d" % n for n in range(6, 12)])
+        self.assertEqual(shard.receiver.offsets("a")[8:], list(range(6, 12)))
+        again = {event.epoch for event in events[9:]}
+        self.assertEqual(len(again), 1)
+        self.assertNotIn(epoch, again)
+        # Who was at 8, or has never seen what was acknowledged after 5, is not told that all is well.
+        stream = await shard.hub.history("a", KEPT, since=Position(epoch, 8), limit=-1)
+        for offset in (8, 5, 3):
+            self.assertFalse(stream.continues(Position(epoch, offset)))
+        self.assertTrue(stream.continues(Position(again.pop(), 8)))
+        # All that is kept, of both times, is of one stream.
+        kept = (await shard.hub.history("a", KEPT, limit=-1)).publications
+        self.assertEqual([each.offset for each in kept], list(range(1, 12)))
+        self.assertEqual(len({each.epoch for each in kept}), 1)
+
+    async def test_a_restart_from_the_file_changes_nothing(self) -> None:
+        server = self.valkey(extra=["appendonly yes", "appendfsync always"])
+        shard = await self.shard(server.url, "b", publish_seconds=30.0)
+        first = await shard.follow("a", KEPT)
+        await shard.publish("a", b"1", history=KEPT)
+        server.restart()
+        await shard.publish("a", b"2", history=KEPT)
+        await eventually(lambda: shard.receiver.offsets("a") == [1, 2])
+        self.assertEqual([event for _, event in shard.receiver.events if isinstance(event, Broken)], [])
+        self.assertEqual((await shard.hub.history("a", KEPT)).position, Position(first.epoch, 2))
+
+    async def test_a_restart_from_a_snapshot_is_told(self) -> None:
+        server = self.valkey(extra=["save 3600 1"])
+        shard = await self.shard(server.url, "b", publish_seconds=30.0)
+        first = await shard.follow("a", KEPT)
+        await shard.publish("a", b"1", history=KEPT)
+        server.command("SAVE")
+        await shard.publish("a", b"2", history=KEPT)
+        server.restart()
+        await shard.publish("a", b"3", history=KEPT)
+        await eventually(lambda: b"3" in shard.receiver.on("a"))
+        self.assertEqual(shard.receiver.offsets("a"), [1, 2, 2])
+        position = (await shard.hub.history("a", KEPT)).position
+        self.assertNotEqual(position.epoch, first.epoch)
+
+    async def test_two_failovers_and_a_restart(self) -> None:
+        # An epoch that nobody has looked at meanwhile is not taken up again.
+        one, two = self.pair(extra=["appendonly yes"])
+        stub = StubSentinel(one.port)
+        self.addCleanup(stub.stop)
+        shard = await self.shard(stub.url, publish_seconds=30.0)
+        await shard.publish("a", b"1", history=KEPT)
+        epoch = (await shard.hub.history("a", KEPT)).position.epoch
+        await eventually(lambda: two.command("XLEN", "spread:stream:{a}") == 1)
+        one.kill()
+        two.command("REPLICAOF", "NO", "ONE")
+        stub.master_port = two.port
+        await shard.publish("b", b"1", history=KEPT)
+        two.kill()
+        two._replica_of = None
+        two.start()
+        await shard.publish("a", b"2", history=KEPT)
+        position = (await shard.hub.history("a", KEPT)).position
+        self.assertEqual(position.offset, 2)
+        self.assertNotEqual(position.epoch, epoch)
+
+    async def test_the_master_is_cut_off_from_the_sentinels(self) -> None:
+        self.patch(lineage, "CHECK_SECONDS", 0.1)
+        old, new, _, shard = await self.detached()
+        hub = shard.hub
+        assert isinstance(hub, RedisHub)
+        endpoint: Any = hub.server.lineage._elsewhere.__self__
+        stubs = [StubSentinel(port) for port in (old.port, new.port, new.port)]
+        for stub in stubs:
+            self.addCleanup(stub.stop)
+        new.command("REPLICAOF", "NO", "ONE")
+        # One of them still names the old one, as does the one that was asked until now.
+        endpoint._address = replace(endpoint._address, hosts=tuple(stub.place for stub in stubs))
+        await eventually(lambda: new.receivers("spread:ch:{a}") == 1)
+        self.assertEqual(old.command("ROLE")[0], b"master")
+        await shard.publish("a", b"new", history=KEPT)
+        await eventually(lambda: b"new" in shard.receiver.on("a"))
+        self.assertEqual(len([event for _, event in shard.receiver.events if isinstance(event, Broken)]), 1)
+
+    async def test_links_to_two_servers(self) -> None:
+        self.patch(lineage, "CHECK_SECONDS", 0.1)
+        _old, new, stub, shard = await self.detached()
+        hub = shard.hub
+        assert isinstance(hub, RedisHub)
+        new.command("REPLICAOF", "NO", "ONE")
+        stub.master_port = new.port
+        endpoint: Any = hub.server.lineage._elsewhere.__self__
+        self.patch(endpoint, "_find_elsewhere", nowhere)
+        assert hub.server.commands.protocol is not None
+        hub.server.commands.protocol.cut("to find the other")
+        await eventually(lambda: new.receivers("spread:ch:{a}") == 1)
+
+
 class Finding(_Cases):
     """Which Sentinel is asked, and what is said when none knows."""
 
@@ -211,7 +339,8 @@ class StubSentinel:
         factory.noisy = False
         factory.stub = self
         self._listening = reactor.listenTCP(0, factory, interface="127.0.0.1")
-        self.url = f"redis+sentinel://127.0.0.1:{self._listening.getHost().port}/game"
+        self.place = ("127.0.0.1", self._listening.getHost().port)
+        self.url = f"redis+sentinel://127.0.0.1:{self.place[1]}/game"
 
     def stop(self) -> Any:
         """Stop listening; each asker closes its connection itself."""
@@ -229,6 +358,11 @@ class _StubConnection(Protocol):
             replies = {b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}
             found = b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%s\r\n" % (len(port), port)
             self.transport.write(replies.get(command[0], found))  # type: ignore[union-attr]
+
+
+async def nowhere() -> str:
+    """What the Sentinels would say, if all were as it was."""
+    return ""
 
 
 def _counted(shards: list[Shard]) -> list[int]:
