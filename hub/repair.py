@@ -204,15 +204,16 @@ class Repair:
     def _add(self, follower: Follower) -> None:
         follower.checked_at = self._clock.seconds()
         self._followers[follower] = None
-        self.counters.followed_channels = len(self._followers)
+        self.counters.followed_channels += 1
         if self._check_timer is None:
             self._check_timer = self._clock.callLater(self._tick_seconds, self._check)
 
     def forget(self, follower: Follower) -> None:
         """Follow it no more."""
         self.put_away(follower)
-        self._followers.pop(follower, None)
-        self.counters.followed_channels = len(self._followers)
+        if follower in self._followers:
+            del self._followers[follower]
+            self.counters.followed_channels -= 1
 
     def release(self, follower: Follower) -> None:
         """Give it to the repair of another server, with its position."""

@@ -176,7 +176,7 @@ class Subscriptions:
         subscription = self._by_key.get(key)
         if subscription is None:
             subscription = self._by_key[key] = _Subscription(channel, key)
-            self._counters.subscribed_channels = len(self._by_key)
+            self._counters.subscribed_channels += 1
             self._wanted[key] = subscription
             self._soon()
         elif subscription.linger_until is not None:
@@ -489,7 +489,7 @@ class Subscriptions:
                 subscription.linger_until = 0.0
             if subscription.follower is not None:
                 self._repair.release(subscription.follower)
-        self._counters.subscribed_channels = len(self._by_key)
+        self._counters.subscribed_channels -= len(released)
         self._check_restored()
         self._soon()
         return released
@@ -497,6 +497,7 @@ class Subscriptions:
     def adopt(self, subscriptions: Iterable[_Subscription]) -> None:
         """Take in what ``release`` of another server has given."""
         for subscription in subscriptions:
+            self._counters.subscribed_channels += 1
             subscription.state = _State.WANTED
             self._by_key[subscription.key] = self._wanted[subscription.key] = subscription
             if subscription.follower is not None:
@@ -507,7 +508,6 @@ class Subscriptions:
                     self._linger_timer = self._clock.callLater(self._linger_seconds, self._drop_lingering)
             if self._is_stopped:
                 self._fail_waiters(subscription, HubUnavailable(self._hub, "this shard is stopping"))
-        self._counters.subscribed_channels = len(self._by_key)
         self._soon()
 
     def _forbid(self, subscription: _Subscription, error: ReplyError) -> None:
@@ -546,7 +546,7 @@ class Subscriptions:
         self._restoring.discard(subscription.key)
         if subscription.follower is not None:
             self._repair.forget(subscription.follower)
-        self._counters.subscribed_channels = len(self._by_key)
+        self._counters.subscribed_channels -= 1
 
     def _end_flight(self) -> None:
         self._in_flight.clear()
