@@ -100,7 +100,7 @@ class Lineage:
         """Gives the role; b"" if it may not be known."""
         arguments: list[bytes | int] = [drawn_epoch(), self._replication, connection.generation]
         try:
-            told = await run_script(connection, "lineage", [self._key], arguments)
+            told = await run_script(connection, "lineage", [self._key], arguments, follow=False)
         except ReplyError as error:
             if error.is_later:
                 raise

@@ -21,20 +21,27 @@ def script(name: str) -> tuple[bytes, bytes]:
 
 
 async def run_script(
-    connection: CommandProtocol, name: str, keys: list[bytes], arguments: list[bytes | int]
+    connection: CommandProtocol,
+    name: str,
+    keys: list[bytes],
+    arguments: list[bytes | int],
+    *,
+    follow: bool = True,
 ) -> Any:
     """Run ``hub/lua/NAME.lua``; gives its reply.
 
+    :param follow: in a cluster, go where the keys are served; else that they are elsewhere is an error.
     :raises ReplyError: the script, or Redis, failed.
     :raises LinkLost: the outcome is unknown.
     """
     source, digest = script(name)
+    command = (len(keys), *keys, *arguments)
     try:
-        return await run(connection, keys[0], b"EVALSHA", digest, len(keys), *keys, *arguments)
+        return await _run(connection, follow, keys[0], b"EVALSHA", digest, *command)
     except ReplyError as error:
         if error.code != "NOSCRIPT":
             raise
-    return await run(connection, keys[0], b"EVAL", source, len(keys), *keys, *arguments)
+    return await _run(connection, follow, keys[0], b"EVAL", source, *command)
 
 
 async def run(connection: CommandProtocol, key: bytes, *command: bytes | str | int) -> Any:
@@ -44,6 +51,10 @@ async def run(connection: CommandProtocol, key: bytes, *command: bytes | str | i
     :raises LinkLost: the outcome is unknown.
     :raises HubUnavailable: nobody serves the key.
     """
-    if connection.redirects is None:
+    return await _run(connection, True, key, *command)
+
+
+async def _run(connection: CommandProtocol, follow: bool, key: bytes, *command: bytes | str | int) -> Any:
+    if connection.redirects is None or not follow:
         return await connection.execute_command(*command)
     return await connection.redirects.run(connection, key, command)
