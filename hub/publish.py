@@ -137,11 +137,23 @@ class _Entry:
 
 
 class Journal:
-    """All publications of this shard to one Redis server that are not done yet."""
+    """All publications of this shard to one Redis server that are not done yet.
+
+    :param publish_command: PUBLISH, or SPUBLISH.
+    """
 
     def __init__(
-        self, clock: Clock, hub: str, incarnation: bytes, limits: JournalLimits, counters: HubCounters
+        self,
+        clock: Clock,
+        hub: str,
+        incarnation: bytes,
+        limits: JournalLimits,
+        counters: HubCounters,
+        publish_command: bytes = b"PUBLISH",
     ) -> None:
+        self._publish_command = publish_command
+        # Scripts do without the usual one.
+        self._script_command = () if publish_command == b"PUBLISH" else (publish_command,)
         self._clock = clock
         self._hub = hub
         self._incarnation = incarnation
@@ -320,9 +332,10 @@ class Journal:
         )
         if entry.keys:
             run = self._script("publish_once")
-            connection.submit(entry, *run, 1, *entry.keys, entry.key, message, RESULT_SECONDS)
+            arguments = entry.key, message, RESULT_SECONDS, *self._script_command
+            connection.submit(entry, *run, 1, *entry.keys, *arguments)
         else:
-            connection.submit(entry, b"PUBLISH", entry.key, message)
+            connection.submit(entry, self._publish_command, entry.key, message)
 
     def _send_kept(self, connection: CommandProtocol, entry: _Entry) -> None:
         options = entry.options
@@ -356,6 +369,7 @@ class Journal:
             drawn_epoch(),
             connection.generation,
             MAY_BE_LOST,
+            *self._script_command,
         )
 
     def _script(self, name: str) -> tuple[bytes, bytes]:

@@ -140,7 +140,7 @@ class Server:
             down=self._hearing_down,
         )
         self.lineage = Lineage(reactor, lineage_key, self.commands, self.hearing, endpoint)
-        self.journal = Journal(reactor, self.name, shard, settings.journal, self.counters)
+        self.journal = Journal(reactor, self.name, shard, settings.journal, self.counters, dialect.publish)
         self.histories = Histories(self.commands, self._keys, self.counters)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")

@@ -7,6 +7,7 @@
 -- ARGV[12] epoch, 8 letters, if there is none yet, or the one there is was another copy's
 -- ARGV[13] generation of this copy of the data, '' if it is not known
 -- ARGV[14] 'k' if what was acknowledged is in this copy, 'l' if some of it may be lost
+-- ARGV[15] the command that publishes, if it is not PUBLISH
 -- Gives the position: offset, 16 digits, and epoch, 8 letters.
 
 -- Shards whose last publication here is remembered, so that a second try is known as one.
@@ -123,7 +124,7 @@ if type(kept) == 'table' and kept.err then
   redis.call('XADD', stream, 'MAXLEN', ARGV[4], number .. '-0', 'd', message)
 end
 redis.call('EXPIRE', stream, ARGV[5])
-redis.call('PUBLISH', ARGV[1], message)
+redis.call(ARGV[15] or 'PUBLISH', ARGV[1], message)
 if KEYS[3] then
   redis.call('SET', KEYS[3], here, 'EX', ARGV[11])
 end
