@@ -22,14 +22,25 @@ from spread.hub.api import (
     PublishOptions,
     ShardIdentity,
 )
+from spread.hub.cluster import ClusterHub
 from spread.hub.link import SubscriberProtocol
 from spread.hub.process import this_process
 from spread.hub.publish import JournalLimits
 from spread.hub.reactor import Endpoint
 from spread.hub.redis import RedisHub, RedisHubSettings
-from spread.hub.topology import TlsFiles, endpoint_of
+from spread.hub.topology import TlsFiles, endpoint_of, server_endpoints
 
-__all__ = ["LOAD", "Recorder", "Shard", "deafened", "eventually", "pause", "reactor", "redis_shard"]
+__all__ = [
+    "LOAD",
+    "Recorder",
+    "Shard",
+    "cluster_shard",
+    "deafened",
+    "eventually",
+    "pause",
+    "reactor",
+    "redis_shard",
+]
 
 reactor = cast(Any, global_reactor)
 
@@ -146,6 +157,30 @@ def redis_shard(
         reactor,
         address,
         endpoint or endpoint_of(reactor, address, tls or TlsFiles(), 3.0),
+        identity.incarnation,
+        RedisHubSettings(journal=JournalLimits(publish_seconds, max_publications, max_bytes), **settings),
+    )
+    return Shard(hub, identity)
+
+
+def cluster_shard(
+    url: str,
+    *,
+    tls: TlsFiles | None = None,
+    publish_seconds: float = 5.0,
+    max_publications: int = 100_000,
+    max_bytes: int = 32 << 20,
+    identity: ShardIdentity | None = None,
+    **settings: Any,
+) -> Shard:
+    """A shard on a cluster, not started."""
+    address = parse_hub_address(url)
+    identity = identity or this_process("test")
+    settings.setdefault("linger_seconds", 0.2)
+    hub = ClusterHub(
+        reactor,
+        address,
+        server_endpoints(reactor, address, tls or TlsFiles(), 3.0),
         identity.incarnation,
         RedisHubSettings(journal=JournalLimits(publish_seconds, max_publications, max_bytes), **settings),
     )
