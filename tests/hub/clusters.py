@@ -27,6 +27,7 @@ class Node(Valkey):
         super().__init__(password=cluster.password, users=cluster.users, extra=cluster.extra)
         self.index = index
         self.id = secrets.token_hex(20)
+        self.shard_id = primary.shard_id if primary is not None else secrets.token_hex(20)
         self.first_primary = primary
         """Whose replica it is when the cluster starts."""
         self.port = free_port()
@@ -59,9 +60,9 @@ class Node(Valkey):
             role = f"slave {primary.id}" if primary is not None else "master -"
             epoch = epochs[(primary or node).index]
             owned = " {}-{}".format(*slots[node.index]) if node.index in slots else ""
-            lines.append(
-                f"{node.id} 127.0.0.1:{node.port}@{node.bus_port} {myself}{role} 0 0 {epoch} connected{owned}"
-            )
+            # Without a shard-id, Valkey 9.1 ends with an assertion at the first SPUBLISH.
+            address = f"127.0.0.1:{node.port}@{node.bus_port},,tls-port=0,shard-id={node.shard_id}"
+            lines.append(f"{node.id} {address} {myself}{role} 0 0 {epoch} connected{owned}")
         lines.append(f"vars currentEpoch {len(slots)} lastVoteEpoch 0")
         (self.directory / "nodes.conf").write_text("\n".join(lines) + "\n")
 
