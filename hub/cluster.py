@@ -68,7 +68,7 @@ from spread.hub.slots import (
     tag_in,
 )
 
-__all__ = ["ClusterHub"]
+__all__ = ["ClusterHub", "Group"]
 
 STOP_SECONDS = 2.0
 """How long giving back the lease may take at a stop; after that it runs out by itself."""
@@ -77,7 +77,7 @@ AGAIN_SECONDS = 0.2
 """At the start: pause after no node has answered."""
 
 
-class _Group:
+class Group:
     """A primary with its replicas, as this shard uses it."""
 
     def __init__(self, number: int, part: Part) -> None:
@@ -105,7 +105,7 @@ class _ControlLink:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.group: _Group | None = None
+        self.group: Group | None = None
 
     @property
     def protocol(self) -> CommandProtocol | None:
@@ -169,8 +169,8 @@ class ClusterHub(Registered):
             self._changed,
         )
         self._redirects.topology = self.topology
-        self._groups: list[_Group] = []
-        self._table: list[_Group] = []  # by slot; none while the topology is not known
+        self._groups: list[Group] = []
+        self._table: list[Group] = []  # by slot; none while the topology is not known
         self._numbers = 0
         self._retiring: set[Deferred[None]] = set()
         self._receiver: Receiver | None = None
@@ -272,6 +272,11 @@ class ClusterHub(Registered):
 
     # -- groups ----------------------------------------------------------------------------------------
 
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Those that serve slots."""
+        return self._groups
+
     def _changed(self, parts: Sequence[Part]) -> None:
         """The topology was asked. Mostly it says what it said before."""
         self.counters.refreshes += 1
@@ -309,9 +314,9 @@ class ClusterHub(Registered):
         for group in gone:
             self._retire(group)
 
-    def _new_group(self, part: Part) -> _Group:
+    def _new_group(self, part: Part) -> Group:
         self._numbers += 1
-        group = _Group(self._numbers, part)
+        group = Group(self._numbers, part)
         settings, prefix = self._settings, self._settings.prefix
         group.endpoint = GroupEndpoint(self.topology, lambda: group.primary, self._endpoint_to)
         group.server = server = Server(
@@ -343,15 +348,15 @@ class ClusterHub(Registered):
             self._starts.append(started)
         return group
 
-    def _retire(self, group: _Group) -> None:
+    def _retire(self, group: Group) -> None:
         self.log.info("group {number} serves no slots any more", number=group.number)
         stopped = Deferred.fromCoroutine(group.server.stop())
         self._retiring.add(stopped)
         stopped.addErrback(lambda failure: self.log.failure("leaving a group", failure))
         stopped.addBoth(lambda _: self._retiring.discard(stopped))
 
-    def _hand_over(self, losing: set[_Group]) -> None:
-        subscriptions: dict[_Group, list[Any]] = {}
+    def _hand_over(self, losing: set[Group]) -> None:
+        subscriptions: dict[Group, list[Any]] = {}
         for group in losing:
             assert group.server.subscriptions is not None
             leaves = _leaving(self._group_of, group)
@@ -363,7 +368,7 @@ class ClusterHub(Registered):
 
     # -- where things are ------------------------------------------------------------------------------
 
-    def _group_of(self, channel: str) -> _Group:
+    def _group_of(self, channel: str) -> Group:
         return self._table[slot_of_channel(channel)]
 
     def at(self, channel: str) -> Channels:
@@ -391,7 +396,7 @@ class ClusterHub(Registered):
 
     # -- the control group -----------------------------------------------------------------------------
 
-    def _set_control(self, group: _Group) -> None:
+    def _set_control(self, group: Group) -> None:
         old = self._control.group
         if old is group:
             return
@@ -406,16 +411,16 @@ class ClusterHub(Registered):
             if group.server.commands.protocol is not None:
                 self._commands_up(group)
 
-    def _commands_up(self, group: _Group) -> None:
+    def _commands_up(self, group: Group) -> None:
         if group is self._control.group:
             self._roster.beat()
             self.lives.register.link_up()
 
-    def _hearing_up(self, group: _Group, connection: SubscriberProtocol) -> None:
+    def _hearing_up(self, group: Group, connection: SubscriberProtocol) -> None:
         if group is self._control.group:
             self._questions.link_up(connection)
 
-    def _hearing_down(self, group: _Group, reason: str) -> None:
+    def _hearing_down(self, group: Group, reason: str) -> None:
         if group is self._control.group:
             self._questions.link_down(reason)
 
@@ -464,7 +469,7 @@ class ClusterHub(Registered):
             group.server.resume()
 
 
-def _leaving(group_of: Callable[[str], _Group], group: _Group) -> Callable[[str], bool]:
+def _leaving(group_of: Callable[[str], Group], group: Group) -> Callable[[str], bool]:
     return lambda channel: group_of(channel) is not group
 
 

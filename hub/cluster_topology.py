@@ -180,10 +180,10 @@ class Topology:
         self._timer = None
         self._is_soon = self._is_wanted = False
         waiters, self._waiters = self._waiters, []
-        self._running = Deferred.fromCoroutine(self._refresh())
-        self._running.addErrback(self._failed)
-        self._running.addBoth(self._ended, waiters)
-        self._running.addErrback(lambda failure: self.log.failure("asking who serves what", failure))
+        self._running = running = Deferred.fromCoroutine(self._refresh())
+        running.addErrback(self._failed)
+        running.addBoth(self._ended, waiters)
+        running.addErrback(lambda failure: self.log.failure("asking who serves what", failure))
 
     def _failed(self, failure: Any) -> None:
         error = failure.value

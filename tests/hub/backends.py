@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 from fakeredis import FakeRedis, TcpFakeServer
+from twisted.internet.defer import Deferred, fail
 
+from spread.hub.cluster import ClusterHub
 from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.process import this_process
+from spread.hub.reactor import Endpoint
 from spread.hub.redis import RedisHub
+from tests.hub.clusters import ValkeyCluster
 from tests.hub.servers import Valkey
-from tests.hub.shards import Shard, eventually, reactor, redis_shard
+from tests.hub.shards import Shard, cluster_shard, eventually, reactor, redis_shard
 
-__all__ = ["Backend", "OnFakeredis", "OnMemory", "OnValkey"]
+__all__ = ["Backend", "OnCluster", "OnFakeredis", "OnMemory", "OnValkey"]
 
 
 class Backend:
@@ -140,3 +145,55 @@ class OnValkey(Backend):
     async def gone(self, shard: Shard) -> None:
         channel = f"spread:control:{shard.identity.incarnation}"
         await eventually(lambda: self.server.receivers(channel) == 0)
+
+
+class OnCluster(Backend):
+    """A cluster that a module starts and stops. It is taken away by cutting all ways to its nodes."""
+
+    cluster: ValkeyCluster
+
+    def setUp(self) -> None:
+        self.cluster.flush()
+        self.is_away = False
+        self.made: list[Shard] = []
+
+    def make_shard(self, **settings: Any) -> Shard:
+        shard = cluster_shard(self.cluster.url, gate=self._gated, **settings)
+        self.made.append(shard)
+        return shard
+
+    def _gated(self, endpoint: Endpoint) -> Endpoint:
+        return _Gated(endpoint, lambda: self.is_away)
+
+    async def take_away(self, *shards: Shard) -> None:
+        self.is_away = True
+        for shard in shards or self.made:
+            hub = shard.hub
+            assert isinstance(hub, ClusterHub)
+            for group in hub.groups:
+                group.server.begin_anew("taken away")
+            servers = [group.server for group in hub.groups]
+            await eventually(lambda hub=hub: not hub.is_live)
+            await eventually(lambda servers=servers: not any(server.commands.protocol for server in servers))
+
+    def give_back(self) -> None:
+        self.is_away = False
+
+    async def gone(self, shard: Shard) -> None:
+        channel = f"{{spread}}:control:{shard.identity.incarnation}"
+        await eventually(lambda: self.receivers(channel) == 0)
+
+    def receivers(self, channel: str) -> int:
+        """How many connections are subscribed to a Redis channel, wherever it is."""
+        return sum(node.receivers(channel) for node in self.cluster.running)
+
+
+class _Gated:
+    def __init__(self, endpoint: Endpoint, is_closed: Callable[[], bool]) -> None:
+        self._endpoint = endpoint
+        self._is_closed = is_closed
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        if self._is_closed():
+            return fail(ConnectionRefusedError("the gate is closed"))
+        return self._endpoint.connect(factory)

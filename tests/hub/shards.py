@@ -167,20 +167,25 @@ def cluster_shard(
     url: str,
     *,
     tls: TlsFiles | None = None,
+    gate: Callable[[Endpoint], Endpoint] = lambda endpoint: endpoint,
     publish_seconds: float = 5.0,
     max_publications: int = 100_000,
     max_bytes: int = 32 << 20,
     identity: ShardIdentity | None = None,
     **settings: Any,
 ) -> Shard:
-    """A shard on a cluster, not started."""
+    """A shard on a cluster, not started.
+
+    :param gate: what each connection goes through.
+    """
     address = parse_hub_address(url)
     identity = identity or this_process("test")
     settings.setdefault("linger_seconds", 0.2)
+    server = server_endpoints(reactor, address, tls or TlsFiles(), 3.0)
     hub = ClusterHub(
         reactor,
         address,
-        server_endpoints(reactor, address, tls or TlsFiles(), 3.0),
+        lambda host, port: gate(server(host, port)),
         identity.incarnation,
         RedisHubSettings(journal=JournalLimits(publish_seconds, max_publications, max_bytes), **settings),
     )
