@@ -396,9 +396,10 @@ class Subscriptions:
         if self._down_since is not None:
             seconds = self._clock.seconds() - self._down_since
             self._down_since = None
-            self._counters.missed_windows += 1
-            self._counters.missed_seconds += seconds
-            self._receiver.missed(seconds)
+            if self._by_key or not self._dialect.is_sharded:  # else the other groups' windows count
+                self._counters.missed_windows += 1
+                self._counters.missed_seconds += seconds
+                self._receiver.missed(seconds)
         self._foreign = self._restored()
         if self._foreign is not None and self._dialect.is_sharded:
             self._in_flight[self._foreign] = None  # answered after those that are on their way already
