@@ -2,7 +2,7 @@
 
 memory:      a hub inside this process
 embedded:    the Redis hub on the private Valkey of this machine, of which the shard becomes a user
-redis…       the Redis hub
+redis…       the Redis hub; redis+cluster:// that on a cluster
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from twisted.internet.threads import deferToThreadPool
 
 from spread.hub.address import HubAddress, parse_hub_address
 from spread.hub.api import Hub
+from spread.hub.cluster import ClusterHub
 from spread.hub.embedded import EmbeddedEndpoint, EmbeddedServer, default_home
 from spread.hub.errors import HubMisconfigured
 from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.publish import JournalLimits
 from spread.hub.redis import RedisHub, RedisHubSettings
-from spread.hub.topology import TlsFiles, endpoint_of
+from spread.hub.topology import TlsFiles, endpoint_of, server_endpoints
 from spread.node.settings import HubSettings
 
 __all__ = ["OpenedHub", "check_hub", "embedded_server", "open_hub"]
@@ -106,6 +107,9 @@ def open_hub(
             settings.publish_seconds, settings.journal_max_publications, settings.journal_max_bytes
         ),
     )
+    if address.is_cluster:
+        node = server_endpoints(reactor, address, _tls(settings), settings.reply_seconds)
+        return OpenedHub(ClusterHub(reactor, address, node, incarnation, redis), lambda: succeed(None))
     server = embedded_server(settings, environ)
     if server is None:
         endpoint = endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
