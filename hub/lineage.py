@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.epochs import drawn_epoch
-from spread.hub.errors import HubError, ReplyError
+from spread.hub.errors import HubError, HubUnavailable, ReplyError
 from spread.hub.link import CommandProtocol, Link
 from spread.hub.reactor import Clock, Timer
 from spread.hub.scripts import run_script
@@ -37,6 +37,10 @@ __all__ = ["CHECK_SECONDS", "Lineage", "Moving"]
 
 CHECK_SECONDS = 2.0
 """How often the server is asked who it is."""
+
+
+ELSEWHERE = frozenset({"MOVED", "ASK", "CROSSSLOT"})
+"""Codes that mean: the slot of the key has moved; the next connection names another key."""
 
 
 class Moving(Protocol):
@@ -102,6 +106,8 @@ class Lineage:
         try:
             told = await run_script(connection, "lineage", [self._key], arguments, follow=False)
         except ReplyError as error:
+            if error.code in ELSEWHERE:
+                raise HubUnavailable(self._commands.name, str(error)) from error
             if error.is_later:
                 raise
             told = [b"", b"", b"", b""]

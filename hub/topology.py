@@ -169,7 +169,7 @@ class _SentinelEndpoint:
         raise HubUnavailable(self._address.name, "no Sentinel knows the master: " + "; ".join(reasons))
 
     def elsewhere(self) -> Deferred[str]:
-        """See ``lineage.Moving``: one Sentinel is asked, another each time, and all if it has another master."""
+        """See ``lineage.Moving``. One Sentinel is asked, another each time; all, if it has another master."""
         return Deferred.fromCoroutine(self._find_elsewhere())
 
     async def _find_elsewhere(self) -> str:

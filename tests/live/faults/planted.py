@@ -5,7 +5,8 @@
 - ``no-gap-check``: what is heard of a channel that keeps history is passed on as it comes;
 - ``no-idempotency``: a publication that is sent again after its connection broke is a new one, and keys of
   publishers count for nothing;
-- ``no-probe``: nobody asks whether a silent subscriber connection is deaf.
+- ``no-probe``: nobody asks whether a silent subscriber connection is deaf;
+- ``no-generation``: nobody asks whether the server has become another, or has gone back.
 
 Nothing in the product knows of this module.
 """
@@ -19,6 +20,8 @@ from typing import Any
 import msgspec
 
 from spread.hub.api import PLAIN, Event, Publication
+from spread.hub.history import Histories
+from spread.hub.lineage import Lineage
 from spread.hub.probe import Probe
 from spread.hub.publish import Journal
 from spread.hub.repair import Follower, Repair
@@ -82,6 +85,21 @@ def no_probe() -> None:
     patch(Probe, "watch", lambda self, connection: None)
 
 
+def no_generation() -> None:
+    """One copy of the data is as good as another."""
+    read: Any = Histories.read
+
+    def read_anyhow(self: Any, *which: Any, seen: Any = None, **how: Any) -> Any:
+        return read(self, *which, **how)
+
+    async def introduced(self: Any, connection: Any) -> None:
+        pass
+
+    patch(Histories, "read", read_anyhow)
+    patch(Lineage, "introduce", introduced)
+    patch(Lineage, "watch", lambda self: None)
+
+
 def patch(owner: type, name: str, replacement: object) -> None:
     """Fails when there is nothing of that name: then the plant has to follow the code."""
     getattr(owner, name)
@@ -92,6 +110,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     "no-gap-check": no_gap_check,
     "no-idempotency": no_idempotency,
     "no-probe": no_probe,
+    "no-generation": no_generation,
 }
 
 

@@ -9,6 +9,7 @@ A server keeps over a restart what was written into its configuration, by the Se
 from __future__ import annotations
 
 import subprocess
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +31,10 @@ WATCHER, SECRET = "watcher", "a-secret-of-the-harness"
 
 MAY_DESTROY = Hurt(destroys=True)
 FAILOVER_SECONDS = 20.0
+NOWHERE = 1
+"""A port that nobody listens on."""
+AHEAD_SECONDS = 0.7
+"""What is acknowledged in this time is lost."""
 REFUSALS = (OSError, AssertionError, ValkeyError)
 
 
@@ -53,8 +58,11 @@ class _Sentinel(_Kept, Sentinel):
         lines = super()._configuration(port)
         place = next(index for index, line in enumerate(lines) if line.startswith("sentinel monitor"))
         lines[place] = lines[place].removesuffix(" 1") + " 2"
+        # One failover soon after another: a Sentinel waits for twice this between them.
+        lines = [line for line in lines if "failover-timeout" not in line]
         return [
             *lines,
+            f"sentinel failover-timeout {self.service} 1000",
             f"sentinel auth-user {self.service} {WATCHER}",
             f"sentinel auth-pass {self.service} {SECRET}",
         ]
@@ -132,6 +140,8 @@ class SentinelStage(Stage):
                  self._thaw_all, seconds=long),
             Kind("master-freeze-short", "SIGSTOP of the master, shorter than is noticed",
                  self._freeze_master_shortly, self._thaw_all, seconds=(0.2, 0.6), limit_seconds=5.0),
+            Kind("master-kill-behind", "SIGKILL of a master whose replicas had lost touch with it",
+                 self._kill_master_ahead, self._start_all, seconds=long),
             Kind("failover", "SENTINEL FAILOVER", self._fail_over, limit_seconds=FAILOVER_SECONDS),
             Kind("replica-kill", "SIGKILL of a replica", self._kill_replica, self._start_all, targets=2,
                  seconds=(0.2, 2.0), limit_seconds=5.0),
@@ -156,6 +166,15 @@ class SentinelStage(Stage):
 
     def _kill_master(self, strike: Strike) -> Hurt:
         self.master.kill()
+        return MAY_DESTROY
+
+    def _kill_master_ahead(self, strike: Strike) -> Hurt:
+        master = self.master
+        for server in self.servers:
+            if server is not master:
+                server.command("REPLICAOF", "127.0.0.1", NOWHERE)
+        time.sleep(AHEAD_SECONDS)
+        master.kill()
         return MAY_DESTROY
 
     def _kill_master_shortly(self, strike: Strike) -> Hurt:
