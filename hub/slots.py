@@ -27,6 +27,7 @@ __all__ = [
     "parse_slots",
     "same_groups",
     "slot_of",
+    "slot_of_channel",
     "tag_in",
 ]
 
