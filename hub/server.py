@@ -7,7 +7,7 @@ What belongs to the shard as a whole — lease, roster, questions — uses ``com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from twisted.internet.defer import Deferred, fail, gatherResults
@@ -82,6 +82,7 @@ class Server:
     :param control_channels: what a subscriber connection hears besides, from its handshake on.
     :param control: takes the messages of channels that nobody subscribed to.
     :param counters: those of the hub, where several servers are one.
+    :param sequences: numbers the publications; the same.
     """
 
     log = Logger("spread.hub.server")
@@ -101,6 +102,7 @@ class Server:
         control: Callable[[bytes, bytes], None] = lambda key, payload: None,
         dialect: Dialect = CLASSIC,
         counters: HubCounters | None = None,
+        sequences: Iterator[int] | None = None,
     ) -> None:
         self.name = handshake.hub
         self.counters = HubCounters() if counters is None else counters
@@ -140,7 +142,9 @@ class Server:
             down=self._hearing_down,
         )
         self.lineage = Lineage(reactor, lineage_key, self.commands, self.hearing, endpoint)
-        self.journal = Journal(reactor, self.name, shard, settings.journal, self.counters, dialect.publish)
+        self.journal = Journal(
+            reactor, self.name, shard, settings.journal, self.counters, dialect.publish, sequences
+        )
         self.histories = Histories(self.commands, self._keys, self.counters)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
