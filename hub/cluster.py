@@ -27,6 +27,7 @@ published meanwhile, which is counted and told as any other window.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults
@@ -50,6 +51,7 @@ from spread.hub.dialect import SHARDED
 from spread.hub.errors import HubError, HubMisconfigured, HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol, Handshake, Link, SubscriberProtocol
 from spread.hub.lives import Lives
+from spread.hub.publish import Journal
 from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
 from spread.hub.refusing import Refusing
@@ -61,6 +63,7 @@ from spread.hub.slots import (
     SLOTS,
     Node,
     Part,
+    Redirect,
     is_divided,
     same_groups,
     slot_of,
@@ -72,6 +75,11 @@ __all__ = ["ClusterHub", "Group"]
 
 STOP_SECONDS = 2.0
 """How long giving back the lease may take at a stop; after that it runs out by itself."""
+
+HOLD_SECONDS = 0.5
+LOOK_SECONDS = 0.01
+"""After slots have moved: how long, at most, publications wait for those that may come back from the old
+group, and how often it is looked whether all have."""
 
 AGAIN_SECONDS = 0.2
 """At the start: pause after no node has answered."""
@@ -172,6 +180,7 @@ class ClusterHub(Registered):
         self._groups: list[Group] = []
         self._table: list[Group] = []  # by slot; none while the topology is not known
         self._numbers = 0
+        self._sequences = count(1)
         self._retiring: set[Deferred[None]] = set()
         self._receiver: Receiver | None = None
         self._starts: list[Deferred[None]] = []
@@ -331,7 +340,10 @@ class ClusterHub(Registered):
             control=self._questions.heard,
             dialect=SHARDED,
             counters=self.counters,
+            sequences=self._sequences,
         )
+        server.journal.home = self._journal_of
+        server.journal.target = self._asked
         server.commands_up = lambda: self._commands_up(group)
         server.hearing_up = lambda connection: self._hearing_up(group, connection)
         server.hearing_down = lambda reason: self._hearing_down(group, reason)
@@ -365,6 +377,33 @@ class ClusterHub(Registered):
         for group, taken in subscriptions.items():
             assert group.server.subscriptions is not None
             group.server.subscriptions.adopt(taken)
+        for group in losing:
+            self._hand_over_publications(group.server.journal)
+
+    def _hand_over_publications(self, old: Journal) -> None:
+        def leaves(key: bytes) -> bool:
+            return self._journal_of(key) is not old
+
+        homes: dict[Journal, list[Any]] = {}
+        for entry in old.release(leaves):
+            homes.setdefault(self._journal_of(entry.key), []).append(entry)
+        for home, entries in homes.items():
+            home.take_over(entries)
+        if old.awaits(leaves):
+            # These may come back and be handed over too: what was published since must not overtake them.
+            held = [group.server.journal for group in self._groups if group.server.journal is not old]
+            for journal in held:
+                journal.hold()
+            self._let_go(old, leaves, held, self._reactor.seconds() + HOLD_SECONDS)
+
+    def _let_go(
+        self, old: Journal, leaves: Callable[[bytes], bool], held: list[Journal], until: float
+    ) -> None:
+        if old.awaits(leaves) and self._reactor.seconds() < until:
+            self._reactor.callLater(LOOK_SECONDS, self._let_go, old, leaves, held, until)
+            return
+        for journal in held:
+            journal.go_on()
 
     # -- where things are ------------------------------------------------------------------------------
 
@@ -379,6 +418,13 @@ class ClusterHub(Registered):
 
     def _owner(self, key: bytes) -> CommandProtocol | None:
         return self._table[slot_of(key)].server.commands.protocol
+
+    def _journal_of(self, key: bytes) -> Journal:
+        return self._table[slot_of(key)].server.journal
+
+    def _asked(self, error: ReplyError) -> CommandProtocol | None:
+        redirect = Redirect.of(error)
+        return None if redirect is None else self._connection_to((redirect.host, redirect.port))
 
     def _connection_to(self, address: Address) -> CommandProtocol | None:
         for group in self._groups:
