@@ -6,6 +6,7 @@ ends in one may destroy. Moving slots may not.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 from tests.hub.clusters import SLOTS, Node, ValkeyCluster
@@ -20,7 +21,9 @@ PRIMARIES = 3
 MOVED_SLOTS = 40
 """In one go; a few of them have channels of the run."""
 
-MAY_DESTROY = Hurt(destroys=True)
+AHEAD_SECONDS = 0.7
+"""What is acknowledged in this time is lost."""
+
 REFUSALS = (OSError, AssertionError, ValkeyError, StopIteration)
 
 
@@ -59,6 +62,8 @@ class ClusterStage(Stage):
         return [
             Kind("primary-kill", "SIGKILL of a primary, back after the failover", self._kill, self._start,
                  targets=PRIMARIES, seconds=long),
+            Kind("primary-kill-behind", "SIGKILL of a primary whose replica had lost touch with it",
+                 self._kill_ahead, self._start, targets=PRIMARIES, seconds=long),
             Kind("primary-restart", "SIGKILL of a primary, back before it is missed", self._restart,
                  self._start, targets=PRIMARIES, seconds=short, limit_seconds=8.0),
             Kind("primary-freeze", "SIGSTOP of a primary, back after the failover", self._freeze,
@@ -83,23 +88,53 @@ class ClusterStage(Stage):
         heads = self._primaries()
         return heads[strike.target % len(heads)]
 
+    def _hurt(self, primary: Node, destroys: bool = False) -> Hurt:
+        """The channels of its slots: nobody else may notice."""
+        ranges = next(ranges for ranges, head, _ in self.cluster.shards() if head is primary)
+        hurt = {
+            channel
+            for channel in self.channels
+            if any(first <= self._slot(channel) <= last for first, last in ranges)
+        }
+        return Hurt(channels=frozenset(hurt), destroys=destroys)
+
+    def _slot(self, channel: str) -> int:
+        return int(self.cluster.running[0].command("CLUSTER", "KEYSLOT", channel))
+
     # -- faults ----------------------------------------------------------------------------------------
 
     def _kill(self, strike: Strike) -> Hurt:
-        self._primary(strike).kill()
-        return MAY_DESTROY
+        primary = self._primary(strike)
+        hurt = self._hurt(primary, destroys=True)
+        primary.kill()
+        return hurt
+
+    def _kill_ahead(self, strike: Strike) -> Hurt:
+        primary = self._primary(strike)
+        hurt = self._hurt(primary, destroys=True)
+        primary.command("ACL", "SETUSER", "default", "-psync", "-sync")
+        primary.command("CLIENT", "KILL", "TYPE", "replica")
+        time.sleep(AHEAD_SECONDS)
+        primary.kill()
+        return hurt
 
     def _restart(self, strike: Strike) -> Hurt:
-        self._primary(strike).kill()
-        return EVERYBODY
+        primary = self._primary(strike)
+        hurt = self._hurt(primary)
+        primary.kill()
+        return hurt
 
     def _freeze(self, strike: Strike) -> Hurt:
-        self._primary(strike).stop()
-        return MAY_DESTROY
+        primary = self._primary(strike)
+        hurt = self._hurt(primary, destroys=True)
+        primary.stop()
+        return hurt
 
     def _freeze_shortly(self, strike: Strike) -> Hurt:
-        self._primary(strike).stop()
-        return EVERYBODY
+        primary = self._primary(strike)
+        hurt = self._hurt(primary)
+        primary.stop()
+        return hurt
 
     def _kill_replica(self, strike: Strike) -> Hurt:
         self.cluster.replica_of(self._primary(strike)).kill()
@@ -112,8 +147,10 @@ class ClusterStage(Stage):
                 node.start()
 
     def _fail_over(self, strike: Strike) -> Hurt:
-        self.cluster.fail_over(self.cluster.replica_of(self._primary(strike)))
-        return MAY_DESTROY
+        primary = self._primary(strike)
+        hurt = self._hurt(primary, destroys=True)
+        self.cluster.fail_over(self.cluster.replica_of(primary))
+        return hurt
 
     def _slots(self, strike: Strike) -> tuple[Node, Node, list[int]]:
         """Some neighbouring slots, and whose they are to be; that of a channel of the run is among them."""
@@ -125,7 +162,7 @@ class ClusterStage(Stage):
             if head is not target
             for first, last in ranges
         ]
-        slots = [self.cluster.nodes[0].command("CLUSTER", "KEYSLOT", name) for name in self.channels]
+        slots = [self._slot(channel) for channel in self.channels]
         rng.shuffle(slots)
         for slot in slots:
             for first, last in others:
