@@ -76,6 +76,7 @@ class _State(Enum):
 class _Subscription:
     __slots__ = (
         "channel",
+        "deaf_since",
         "follower",
         "has_plain",
         "key",
@@ -94,6 +95,7 @@ class _Subscription:
         self.follower: Follower | None = None
         self.position_waiters: list[Deferred[Position | None]] = []
         self.has_plain = False  # somebody subscribed without a history
+        self.deaf_since: float | None = None  # its slot has moved
 
 
 class Subscriptions:
@@ -156,6 +158,7 @@ class Subscriptions:
         self._linger_timer: Timer | None = None
         self._last_sequence: dict[bytes, int] = {}
         self._down_since: float | None = None
+        self._moved_since: float | None = None
         self._restoring: set[bytes] = set()
         self._is_restored = False
         self._foreign: bytes | None = None  # what ``restored`` subscribes to, until it is answered
@@ -378,6 +381,7 @@ class Subscriptions:
         elif is_subscribed:
             if subscription is not None and subscription.state is _State.ASKED:
                 subscription.state = _State.LIVE
+                self._hears_again(subscription)
                 waiters, subscription.waiters = subscription.waiters, []
                 if subscription.follower is not None:
                     self._repair.confirmed(subscription.follower)
@@ -386,8 +390,27 @@ class Subscriptions:
             self._restoring.discard(key)
             self._check_restored()
         if not self._in_flight:
+            self._tell_moved()
             self._end_flight()
             self._next_batch()
+
+    def _hears_again(self, subscription: _Subscription) -> None:
+        if subscription.deaf_since is not None:
+            if subscription.has_plain:
+                self._moved_since = min(self._moved_since or subscription.deaf_since, subscription.deaf_since)
+            subscription.deaf_since = None
+
+    def _tell_moved(self) -> None:
+        """One window for all channels of a batch whose slots had moved."""
+        if self._moved_since is not None:
+            seconds = self._clock.seconds() - self._moved_since
+            self._moved_since = None
+            self._missed(seconds)
+
+    def _missed(self, seconds: float) -> None:
+        self._counters.missed_windows += 1
+        self._counters.missed_seconds += seconds
+        self._receiver.missed(seconds)
 
     def _check_restored(self) -> None:
         if self._restoring or self._is_restored or self._connection is None:
@@ -397,9 +420,7 @@ class Subscriptions:
             seconds = self._clock.seconds() - self._down_since
             self._down_since = None
             if self._by_key or not self._dialect.is_sharded:  # else the other groups' windows count
-                self._counters.missed_windows += 1
-                self._counters.missed_seconds += seconds
-                self._receiver.missed(seconds)
+                self._missed(seconds)
         self._foreign = self._restored()
         if self._foreign is not None and self._dialect.is_sharded:
             self._in_flight[self._foreign] = None  # answered after those that are on their way already
@@ -454,6 +475,8 @@ class Subscriptions:
             self._next_batch()
 
     def _is_elsewhere(self, subscription: _Subscription, why: str) -> None:
+        if subscription.state is _State.LIVE:
+            subscription.deaf_since = self._clock.seconds()
         subscription.state = _State.WANTED
         self._elsewhere[subscription.key] = subscription
         if subscription.follower is not None:
@@ -481,6 +504,7 @@ class Subscriptions:
         for subscription in released:
             key = subscription.key
             if subscription.state is _State.LIVE and self._connection is not None:
+                subscription.deaf_since = self._clock.seconds()
                 self._unwanted.append(key)
             del self._by_key[key]
             self._wanted.pop(key, None)
