@@ -15,6 +15,9 @@ may be demoted without closing a connection. The same look finds
 *   with Sentinels, a master that is not the master any more for most of them, though it still answers, since
     it is cut off from them but not from this shard: both are cut.
 
+In a cluster a channel may come from another group, whose generation it then bears. So there a group remembers
+its own generations, the last 25, and a channel gets another epoch only if it bears one of these.
+
 Where an ACL forbids INFO or scripts there is no generation: nothing is compared.
 """
 
@@ -56,13 +59,21 @@ class Lineage:
 
     :param key: where the generation is kept; asked for each connection.
     :param endpoint: asked whether it leads elsewhere, if it can tell.
+    :param is_cluster: the server is one of several between which channels move.
     """
 
     log = Logger("spread.hub.lineage")
 
     def __init__(
-        self, clock: Clock, key: Callable[[], bytes], commands: Link, hearing: Link, endpoint: object
+        self,
+        clock: Clock,
+        key: Callable[[], bytes],
+        commands: Link,
+        hearing: Link,
+        endpoint: object,
+        is_cluster: bool = False,
     ) -> None:
+        self._is_cluster = is_cluster
         self._clock = clock
         self._key_of = key
         self._key = b""
@@ -102,7 +113,10 @@ class Lineage:
 
     async def _learn(self, connection: CommandProtocol) -> bytes:
         """Gives the role; b"" if it may not be known."""
-        arguments: list[bytes | int] = [drawn_epoch(), self._replication, connection.generation]
+        known = connection.generation[1:9] if self._is_cluster else connection.generation
+        arguments: list[bytes | int] = [drawn_epoch(), self._replication, known]
+        if self._is_cluster:
+            arguments.append(b"1")
         try:
             told = await run_script(connection, "lineage", [self._key], arguments, follow=False)
         except ReplyError as error:
@@ -111,7 +125,7 @@ class Lineage:
             if error.is_later:
                 raise
             told = [b"", b"", b"", b""]
-        generation, replication, run, role = told
+        generation, replication, run, role, *before = told
         if not role and not self._is_told:
             self._is_told = True
             self.log.warn(
@@ -120,7 +134,7 @@ class Lineage:
             )
         connection.server_run = run
         if generation:
-            connection.generation = generation
+            connection.generation = b"@" + generation + before[0] if self._is_cluster else generation
             self._replication = replication
         return bytes(role)
 

@@ -141,7 +141,9 @@ class Server:
             up=self._hearing_up,
             down=self._hearing_down,
         )
-        self.lineage = Lineage(reactor, lineage_key, self.commands, self.hearing, endpoint)
+        self.lineage = Lineage(
+            reactor, lineage_key, self.commands, self.hearing, endpoint, dialect.is_sharded
+        )
         self.journal = Journal(
             reactor, self.name, shard, settings.journal, self.counters, dialect.publish, sequences
         )

@@ -3,20 +3,26 @@
 -- ARGV[1] epoch, 8 letters, if there is none yet, or the one there is was another copy's   ARGV[2] seconds to keep the meta
 -- ARGV[3] XRANGE or XREVRANGE   ARGV[4] first id   ARGV[5] last id   ARGV[6] entries at most; 0 none, -1 all
 -- ARGV[7] bytes after which no further entry is given, 0 for no such bound; only upwards, and with a bound of entries
--- ARGV[8] generation of this copy of the data, '' if it is not known
+-- ARGV[8] generation of this copy of the data, '' if it is not known; in a cluster '@', the generation, and those before
 -- ARGV[9] 'k' if what was acknowledged is in this copy, 'l' if some of it may be lost
 -- ARGV[10] epoch, and ARGV[11] offset, that a shard has seen for certain; '' and 0: none
 -- Gives {position, entries, epochs before}; the position is offset, 16 digits, and epoch; of each epoch before, the
 -- newest first, 'k' or 'l', its letters, and the offset, 16 digits, up to which it is the same stream.
 local known = redis.call('HMGET', KEYS[1], 'e', 's', 'g', 'p')
 local epoch, top, before = known[1], known[2], known[4] or ''
+local generation, ancestors = ARGV[8] or ''
+if string.sub(generation, 1, 1) == '@' then
+  -- A generation that is none of these was another group's, from which the channel has moved here.
+  generation, ancestors = string.sub(generation, 2, 9), string.sub(generation, 10)
+end
 if not (epoch and top) then
   epoch, top = ARGV[1], '0'
-  redis.call('HSET', KEYS[1], 'e', epoch, 's', top, 'g', ARGV[8])
+  redis.call('HSET', KEYS[1], 'e', epoch, 's', top, 'g', generation)
   -- What a lost meta has left over.
   redis.call('DEL', KEYS[2])
 else
-  local is_copy = ARGV[8] ~= '' and known[3] and known[3] ~= '' and known[3] ~= ARGV[8]
+  local is_copy = generation ~= '' and known[3] and known[3] ~= '' and known[3] ~= generation
+    and (not ancestors or string.find(ancestors, known[3], 1, true))
   local has_gone_back = epoch == ARGV[10] and tonumber(top) < tonumber(ARGV[11])
   if is_copy or has_gone_back then
     -- Another copy may have gone on from here, and given the next offsets to other publications.
@@ -24,8 +30,8 @@ else
     epoch = ARGV[1]
     redis.call('HSET', KEYS[1], 'e', epoch, 'p', before)
   end
-  if known[3] ~= ARGV[8] and ARGV[8] ~= '' then
-    redis.call('HSET', KEYS[1], 'g', ARGV[8])
+  if known[3] ~= generation and generation ~= '' then
+    redis.call('HSET', KEYS[1], 'g', generation)
   end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
