@@ -210,11 +210,15 @@ class ValkeyCluster:
         raise AssertionError(f"nobody serves slot {slot}")
 
     def replica_of(self, primary: Node) -> Node:
-        """A running replica of it."""
-        for _, head, replicas in self.shards():
-            if head is primary:
-                return next(node for node in replicas if node.is_running)
-        raise AssertionError(f"node {primary.index} is no primary")
+        """A running replica of it. One that was away is told of a moment later."""
+
+        def found() -> Node | None:
+            replicas = [each for _, head, each in self.shards() if head is primary]
+            assert replicas, f"node {primary.index} is no primary"
+            return next((node for node in replicas[0] if node.is_running), None)
+
+        replica: Node = until(found, what=f"a replica of node {primary.index}")
+        return replica
 
     def flush(self) -> None:
         """Forget all keys."""
