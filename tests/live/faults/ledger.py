@@ -158,6 +158,8 @@ class Ledger:
         self._publishers: dict[str, _Publisher] = {}
         self._positions: dict[str, dict[str, dict[int, Sent]]] = {}
         self._destructions: list[_Destruction] = []
+        # By channel and epoch: the epochs whose offsets go on in it.
+        self._copies: dict[str, dict[str, set[str]]] = {}
 
     # -- who takes part --------------------------------------------------------------------------------
 
@@ -245,8 +247,10 @@ class Ledger:
             self._found("out of order", at, "the hub", channel, f"{other} and {sent} at {epoch}:{offset}")
         elif not sent.epoch:
             sent.epoch, sent.offset = epoch, offset
-        elif (sent.epoch, sent.offset) != (epoch, offset) and (
-            sent.epoch == epoch or not self._may_tell(channel, at)
+        elif (
+            (sent.epoch, sent.offset) != (epoch, offset)
+            and not (sent.offset == offset and self._are_copies(channel, sent.epoch, epoch))
+            and (sent.epoch == epoch or not self._may_tell(channel, at))
         ):
             self._found("doubled", at, "the hub", channel, f"{sent} is at {epoch}:{offset}, too")
 
@@ -295,7 +299,13 @@ class Ledger:
             return
         last = subscriber.stretches[-1]
         if recovered:
-            if epoch != last.epoch:
+            if epoch != last.epoch and offset == last.high and self._may_tell(subscriber.channel, at):
+                # A replica has taken over, and goes on with the offsets: what was seen here was seen there.
+                self._copies.setdefault(subscriber.channel, {}).setdefault(epoch, set()).add(last.epoch)
+                seen = [each for each in subscriber.stretches if each.epoch == last.epoch]
+                subscriber.stretches += [Stretch(epoch, each.low, each.high) for each in seen]
+                self.told["recovered in a copy"] += 1
+            elif epoch != last.epoch:
                 self._found(
                     "lost", at, subscriber.who, subscriber.channel,
                     f"recovered from {last.epoch}:{last.high} in another epoch, {epoch}:{offset}",
@@ -311,6 +321,18 @@ class Ledger:
                     "told", at, subscriber.who, subscriber.channel,
                     f"not recovered from {last.epoch}:{last.high}, now at {epoch}:{offset}",
                 )  # fmt: skip
+
+    def _are_copies(self, channel: str, one: str, other: str) -> bool:
+        copies = self._copies.get(channel, {})
+        return one in copies.get(other, ()) or other in copies.get(one, ())
+
+    def _has_in_copy(self, subscriber: Subscriber, epoch: str, offset: int, sent: Sent) -> bool:
+        return any(
+            each.low < offset <= each.high
+            and self._are_copies(subscriber.channel, epoch, each.epoch)
+            and self._positions[subscriber.channel].get(each.epoch, {}).get(offset) is sent
+            for each in subscriber.stretches
+        )
 
     def _may_tell(self, channel: str, at: float) -> bool:
         return any(
@@ -348,6 +370,8 @@ class Ledger:
             for epoch, kept in self._positions[subscriber.channel].items():
                 for sent in _uncovered(subscriber, epoch, kept):
                     if sent.acknowledged_at == math.inf or _is_excused(subscriber, sent):
+                        continue
+                    if self._has_in_copy(subscriber, epoch, sent.offset, sent):
                         continue
                     if sent.acknowledged_at >= subscriber.began_at and not _is_before(subscriber, sent):
                         yield _lost(subscriber, sent, f"acknowledged at {sent.acknowledged_at:.3f}")

@@ -147,6 +147,33 @@ def test_what_failed_may_come_late() -> None:
     assert ledger_of(*lines).verdict() == []
 
 
+def test_a_copy_of_the_stream_goes_on() -> None:
+    # s0 goes on in the copy from 2, s1 has seen 3 where it was before.
+    lines = [*sent(1), *sent(2), *sent(3), *sent(4), *saw("s0", 1, 2), *saw("s1", 1, 2, 3)]
+    lines += [f"S 35 s0 1 1 {OTHER} 2", f"S 36 s1 1 1 {OTHER} 3", *saw("s0", 3, 4, at=43), *saw("s1", 4)]
+    ledger = ledger_of()
+    ledger.destroyed(None, 30, 34)
+    for line in lines:
+        ledger.take(line)
+    assert ledger.verdict() == [] and ledger.behind() == 0
+    assert ledger.told["recovered in a copy"] == 2
+
+
+def test_a_copy_that_lacks_something_is_found_out() -> None:
+    lines = [*sent(1), *sent(2), *sent(3), *saw("s0", 1), *saw("s1", 1, 2, 3), f"S 35 s0 1 1 {OTHER} 1"]
+    # What was acknowledged as 2 and 3 is not there: others are.
+    lines += [*sent(1, "p1", 40), "M 42 s0 2 p1 1", f"S 45 s1 1 0 {OTHER} 2"]
+    ledger = ledger_of()
+    ledger.destroyed(None, 30, 34)
+    for line in lines:
+        ledger.take(line)
+    assert "lost" in whats(ledger), "s0 was told that it has all"
+
+
+def test_recovered_elsewhere_in_another_epoch() -> None:
+    assert "lost" in whats(ledger_of(*GOOD, *saw("s0", 1, 2), f"S 35 s0 1 1 {OTHER} 7"))
+
+
 def test_invented() -> None:
     assert whats(ledger_of(*GOOD, *saw("s0", 1, 2, 3, 4), *saw("s1", 4))) == ["invented"]
 
