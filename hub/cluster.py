@@ -48,7 +48,7 @@ from spread.hub.api import (
 from spread.hub.cluster_redirects import ClusterRedirects
 from spread.hub.cluster_topology import Address, GroupEndpoint, Topology
 from spread.hub.dialect import SHARDED
-from spread.hub.errors import HubError, HubMisconfigured, HubRefused, HubUnavailable, LinkLost, ReplyError
+from spread.hub.errors import HubError, HubUnavailable, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol, Handshake, Link, SubscriberProtocol
 from spread.hub.lives import Lives
 from spread.hub.publish import Journal
@@ -183,7 +183,7 @@ class ClusterHub(Registered):
         self._sequences = count(1)
         self._retiring: set[Deferred[None]] = set()
         self._receiver: Receiver | None = None
-        self._starts: list[Deferred[None]] = []
+        self._starts: list[tuple[Group, Deferred[None]]] = []
         self._paused = False
         self._is_stopping = False
         self._stopping: Deferred[None] | None = None
@@ -244,13 +244,16 @@ class ClusterHub(Registered):
                     raise HubUnavailable(self.name, f"{error.reason} (tried for {seconds})") from error
             await deferLater(cast(Any, self._reactor), AGAIN_SECONDS)
         starts, self._starts = self._starts, []
-        outcomes = await DeferredList(starts, consumeErrors=True)
-        for is_done, outcome in outcomes:
+        outcomes = await DeferredList([started for _, started in starts], consumeErrors=True)
+        for (group, _), (is_done, outcome) in zip(starts, outcomes, strict=True):
             if not is_done:
                 failure: Any = outcome
-                if failure.check(HubRefused, HubMisconfigured) or not self.is_live:
+                if not failure.check(HubUnavailable):
                     raise failure.value
-                self.log.warn("started without a part of the cluster: {why}", why=failure.getErrorMessage())
+                reason = f"its node {group.primary}, as the cluster announces it: {failure.value.reason}"
+                if not self.is_live:
+                    raise HubUnavailable(self.name, reason) from failure.value
+                self.log.warn("started without a part of the hub: {reason}", reason=reason)
 
     def stop(self) -> Deferred[None]:
         """See ``api.Hub``."""
@@ -357,7 +360,7 @@ class ClusterHub(Registered):
         if self._table:
             started.addErrback(lambda failure: self.log.warn("{why}", why=failure.getErrorMessage()))
         else:
-            self._starts.append(started)
+            self._starts.append((group, started))
         return group
 
     def _retire(self, group: Group) -> None:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import connectProtocol
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
@@ -214,6 +215,8 @@ class Topology:
         seen, reasons = 0, []
         final: HubError | None = None
         for address in self._candidates(lanes):
+            if self._is_stopped:
+                return
             try:
                 view = await self._bounded(self._ask(address, lanes.get(address)))
             except (HubMisconfigured, HubRefused) as error:
@@ -222,9 +225,7 @@ class Topology:
             except HubError as error:
                 reasons.append(f"{address[0]}:{address[1]}: {_reason(error)}")
                 continue
-            except CancelledError:
-                if self._is_stopped:
-                    raise
+            except (CancelledError, ConnectingCancelledError):
                 reasons.append(f"{address[0]}:{address[1]}: no answer within {ASK_SECONDS:g} s")
                 continue
             except Exception as error:
@@ -356,7 +357,7 @@ class GroupEndpoint:
             except Exception as error:
                 if self._place() != node:
                     continue
-                if not isinstance(error, CancelledError):
+                if not isinstance(error, CancelledError | ConnectingCancelledError):
                     self._topology.soon()
                 raise
             finally:
