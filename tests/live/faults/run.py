@@ -34,7 +34,6 @@ WHOLE_SECONDS = 30.0
 """For shards and servers to be well again before the next fault."""
 UNACKNOWLEDGED_SECONDS = 1.0
 """An acknowledgement that is later than this after the delivery was not there when the fault ended."""
-CATCH_UP_SECONDS = 30.0
 OPEN_SECONDS = 60.0
 WARM_UP_SECONDS = 2.0
 MEMORY_SECONDS = 2.0
@@ -60,6 +59,8 @@ class Options:
     slack: float = 1.0
     patience: float = 30.0
     """A subscriber that has seen nothing for so long after a fault is told as silent."""
+    catch_up: float = 30.0
+    """How long subscribers may take in the end until they have all that was acknowledged."""
     keep: str = ""
 
     def replay(self, first: int, last: int) -> str:
@@ -234,7 +235,7 @@ class Run:
         self._troupe.ceased(asked)
         took = time.monotonic() - self.began_at
         ledger = self._ledger
-        self.until(lambda: ledger.behind() == 0, CATCH_UP_SECONDS)
+        self.until(lambda: ledger.behind() == 0, self._options.catch_up)
         self._for(1.0)  # for what should not come
         findings = [*ledger.verdict(), *self.findings]
         for at, number, code in self._stage.exits:
@@ -337,6 +338,7 @@ def options_of(arguments: Sequence[str]) -> Options:
     parser.add_argument("--plant", default="", help="a safety that is switched off, see planted.py")
     parser.add_argument("--slack", type=float, default=1.0, help="recovery may take so many times its limit")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds until one counts as silent")
+    parser.add_argument("--catch-up", type=float, default=30.0, help="seconds for the last ones to arrive")
     parser.add_argument("--keep", default="", help="a directory for logs and what witnesses wrote")
     found = parser.parse_args(arguments)
     found.kinds = tuple(name for name in found.kinds.split(",") if name)

@@ -174,11 +174,15 @@ class Shard:
             return False
         return True
 
+    def has_ended(self) -> bool:
+        """Its process has exited."""
+        return self.process is not None and self.process.poll() is not None
+
     def signal(self, number: int) -> None:
         """Send it a signal; after SIGKILL and SIGTERM it is expected to go."""
         if number in (signal.SIGKILL, signal.SIGTERM):
             self.is_expected = True
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and not self.has_ended():
             self.process.send_signal(number)
 
     def resident_bytes(self) -> int:
@@ -244,6 +248,10 @@ class Stage:
         """The configuration file of all shards."""
         return CONFIG
 
+    def shard_environ(self, shard: int) -> dict[str, str]:
+        """Added to the environment of each of its processes."""
+        return {}
+
     def hub_bystanders(self) -> list[str]:
         """Lines for the report, of what else the stage has noticed."""
         return []
@@ -259,11 +267,13 @@ class Stage:
         self.start_hub()
         for number in range(self.size):
             shard = Shard(number, self.directory, self.hub_arguments(number), self._module)
+            shard.environ = self.shard_environ(number)
             self.stack.callback(shard.close)
             self.shards.append(shard)
             shard.start()
         for shard in self.shards:
-            until(shard.is_listening, START_SECONDS, f"shard {shard.number}\n{self._tail(shard)}")
+            until(lambda s=shard: s.is_listening() or s.has_ended(), START_SECONDS, f"shard {shard.number}")
+            assert not shard.has_ended(), self._tail(shard)
             self.client_gates.append(self.gates.open(shard.port))
         supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
         supervisor.start()
@@ -277,10 +287,9 @@ class Stage:
     def _supervise(self) -> None:
         while not self._is_closing.wait(WATCH_SECONDS):
             for shard in self.shards:
-                process = shard.process
-                if process is not None and process.poll() is not None and not self._is_closing.is_set():
-                    if not shard.is_expected:
-                        self.exits.append((time.monotonic(), shard.number, process.returncode))
+                if shard.has_ended() and not self._is_closing.is_set():
+                    if not shard.is_expected and shard.process is not None:
+                        self.exits.append((time.monotonic(), shard.number, shard.process.returncode))
                         time.sleep(0.2)
                     shard.start()
 

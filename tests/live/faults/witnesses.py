@@ -93,7 +93,8 @@ def cast(
     for prefix, count, ways in (("s", subscribers, SUBSCRIBING), ("p", publishers, PUBLISHING)):
         for number in range(count):
             way = ways[number % len(ways)]
-            home = (number + number // len(channels)) % stage_size
+            row, column = divmod(number, len(channels))
+            home = (row + column) % stage_size
             moves = way.sdk == "api" or (
                 way.sdk == "js" and way.transport == "websocket" and number // stage_size % 2
             )
@@ -103,7 +104,7 @@ def cast(
                     channels[number % len(channels)],
                     way,
                     tuple((home + step) % stage_size for step in range(stage_size if moves else 1)),
-                    way.sdk != "api" and number % 3 == 0,
+                    way.sdk != "api" and (2 * row + column) % 3 == 0,
                     interval if prefix == "p" else 0.0,
                 )
             )
