@@ -289,6 +289,7 @@ class HubCounters(msgspec.Struct, kw_only=True):
     published: int = 0
     publish_retries: int = 0
     publish_failures: int = 0
+    publish_unreplicated: int = 0
     received: int = 0
     duplicates: int = 0
     malformed: int = 0

@@ -4,30 +4,41 @@ Every publication is in exactly one of three states:
 
     WAITING   accepted, not on a connection: the link is down, or the server said "later"
     SENT      on a connection, reply outstanding
+    KEPT      Redis has it, and too few of its replicas are known to have it (``min_replicas``)
     DONE      its Deferred has fired: taken, refused, or out of time
 
     WAITING → SENT      the link is up
     SENT    → WAITING   the connection broke (outcome unknown: keeps its sequence, so that receivers
                         drop it if Redis had taken it), or the server said "later" (certainly not
                         done: gets a new sequence, since later ones may have been taken meanwhile)
-    SENT    → DONE      Redis answered; or it said "later" to a second try, while the outcome of the
-                        first is unknown: neither sequence would be right, so the publisher is told
+    SENT    → DONE      Redis answered; or it said "later" to the second try of a plain one, while the
+                        outcome of the first is unknown: neither sequence would be right, so the
+                        publisher is told
+    SENT    → KEPT      Redis answered, and it must have replicas: see ``replicas``
+    KEPT    → DONE      they have it
+    KEPT    → WAITING   the connection broke
     any     → DONE      the deadline passed
 
-Order: publications leave in the order they were made, also across a reconnect. Only a publication
-that was answered "later" may be overtaken, by those that were on the connection together with it.
+Order: publications leave in the order they were made, also across a reconnect. Only a plain one that was
+answered "later" may be overtaken, by those that were on the connection together with it. One that is kept
+tells the script which of its channel was on the connection before it, and is not taken before that one: so
+the kept ones of a shard are kept in the order they were made.
 
-One case breaks the third promise of ``hub.api``: a publication is answered "later", one behind it on the same
-connection is taken, and the connection breaks before either answer has come. The first is then sent again
-under its old sequence, and receivers take it for a double (the script for done). Redis says "later" when it
+From this follows what the script rests on: of a shard's publications in a channel, all below the highest that
+was taken are done. A second try of a lower one was taken, wherever it is by now. Where this does not hold,
+since others may have been sent to another server meanwhile, and nothing that is kept tells, the publisher is
+told that the outcome is unknown; it is never acknowledged on a guess.
+
+One case breaks the third promise of ``hub.api``, for plain publications alone: one is answered "later", one
+behind it on the same connection is taken, and the connection breaks before either answer has come. The first
+is then sent again under its old sequence, and receivers take it for a double. Redis says "later" when it
 starts or has been demoted, so this needs it to change its mind within one pipeline and to vanish before its
 answers arrive.
 
 A plain publication is a bare PUBLISH. One that is kept, or has an idempotency key, is a script that leaves
 in the same order on the same connection: by its hash, but the first of a connection whole. The server may
 forget scripts (SCRIPT FLUSH); what it then answers is handled as "later". A second try of a publication
-that is kept says so, and the script, which remembers the last sequence it took of each shard, gives the
-position of the first: so nothing is kept twice either.
+that is kept says so, and the script gives the position of the first: so nothing is kept twice either.
 
 In a cluster there is a journal for each group, and one sequence for all of them. A publication that is
 answered "moved" was certainly not done: it waits, and the hub takes it out when it knows who serves its slot
@@ -71,6 +82,7 @@ from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
 from spread.hub.reactor import Clock, Timer
+from spread.hub.replicas import WAIT_SECONDS, Replicas
 from spread.hub.scripts import script
 
 __all__ = ["RESULT_SECONDS", "Journal", "JournalLimits"]
@@ -84,13 +96,19 @@ RESULT_SECONDS = 300
 ELSEWHERE = frozenset({"MOVED", "ASK"})
 """Codes that mean: not done, the slot is served elsewhere."""
 
+NOT_NOW = frozenset({"NOSCRIPT", "OVERTAKES"})
+"""Further codes that mean "later": the script is not there; what was before it was not taken."""
+
+UNDECIDED = "UNDECIDED"
+"""Code that means: whether the first try was taken cannot be told any more."""
+
 TEMPORARY = frozenset({"OOM", "MISCONF"})
 """Codes that mean: not done, and it may take a person to change that."""
 
 MAY_BE_LOST = b"l"
 """After a failover: some of what was acknowledged may be missing in the promoted replica."""
 
-_WAITING, _SENT, _DONE = "waiting", "sent", "done"
+_WAITING, _SENT, _KEPT, _DONE = "waiting", "sent", "kept", "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +118,10 @@ class JournalLimits:
     publish_seconds: float
     max_publications: int
     max_bytes: int
+    min_replicas: int = 0
+    """How many replicas must have what is kept before it is acknowledged."""
+    wait_seconds: float = WAIT_SECONDS
+    """How long one WAIT for them may block the connection; well below the time after which it is cut."""
 
 
 class _Entry:
@@ -110,6 +132,7 @@ class _Entry:
         "deadline",
         "format",
         "is_asked",
+        "is_moved",
         "is_unsure",
         "journal",
         "key",
@@ -117,6 +140,8 @@ class _Entry:
         "kind",
         "meta",
         "options",
+        "position",
+        "replicas",
         "result",
         "sequence",
         "session",
@@ -135,6 +160,9 @@ class _Entry:
         self.deadline = deadline
         self.sequence = 0
         self.is_unsure = False  # it was on a connection that broke
+        self.is_moved = False  # it was sent to another server, or others may have been meanwhile
+        self.position: Position | None = None  # while it is KEPT, and so many replicas have it
+        self.replicas = 0
         self.is_asked = False  # it is on another group's connection
         self.state = _WAITING
         self.kind = KIND_PUBLICATION
@@ -192,6 +220,11 @@ class Journal:
         # nothing is in flight any more.
         self._returned: list[_Entry] = []
         self._put_off: list[_Entry] = []
+        # By channel: the last kept one on the connection, and on that of another group.
+        self._last: dict[bytes, _Entry] = {}
+        self._last_asked: dict[bytes, _Entry] = {}
+        self._replicas: Replicas[_Entry] | None = None
+        self._replicas_elsewhere: dict[CommandProtocol, Replicas[_Entry]] = {}
         self._expiry: Timer | None = None
         self._later: Timer | None = None
         # Scripts that this connection has been sent whole.
@@ -267,15 +300,24 @@ class Journal:
         """A connection is ready: send what waits."""
         self._connection = connection
         self._known_scripts.clear()
+        self._replicas = self._replicas_of(connection) if self._limits.min_replicas else None
         self._send_waiting()
 
     def link_down(self) -> None:
         """The connection is gone, and has failed what it had not answered."""
         self._connection = None
+        if self._replicas is not None:
+            self._replicas.stop()
+            self._replicas = None
+        for entry in self._put_off:
+            if not entry.is_unsure and entry.options.history is None:
+                entry.sequence = 0
         # Those that keep their sequence come first, in its order (one made after the cut returns before
-        # those made before it): receivers drop whatever comes after a higher one.
-        returned = sorted(self._returned, key=lambda entry: entry.sequence)
-        self._unsent.extendleft(reversed(returned + self._put_off))
+        # those made before it): receivers drop whatever comes after a higher one. So do those of the kept
+        # that were answered "later": none behind them in their channels was taken.
+        waiting = (*self._returned, *self._put_off, *self._unsent)
+        numbered = sorted((entry for entry in waiting if entry.sequence), key=_sequence)
+        self._unsent = deque((*numbered, *(entry for entry in waiting if not entry.sequence)))
         self._returned.clear()
         self._put_off.clear()
         if self._later is not None:
@@ -301,6 +343,10 @@ class Journal:
         """Send what another journal has released, behind what waits here."""
         for entry in entries:
             entry.journal = self
+            if entry.is_unsure:
+                entry.is_moved = True
+            else:
+                entry.sequence = 0
         if self._is_stopped:
             for entry in entries:
                 self._fail(entry, HubUnavailable(self._hub, "this shard is stopping"))
@@ -328,20 +374,27 @@ class Journal:
 
     def _is_elsewhere(self, entry: _Entry, error: ReplyError) -> None:
         is_kept = entry.options.history is not None
-        if entry.is_unsure and not is_kept:
+        if entry.is_unsure and not entry.keys:
             self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             return
         self._counters.publish_retries += 1
         target = self.target(error) if is_kept and error.code == "ASK" else None
         if target is not None:
             target.submit(_Nobody(), b"ASKING")
-            entry.is_asked = True
+            entry.is_asked = entry.is_moved = True
             self._in_flight += 1
-            self._send_kept(target, entry, (b"EVAL", script("publish")[0]))
+            self._send_kept(target, entry, (b"EVAL", script("publish")[0]), self._last_asked)
+            if self._limits.min_replicas:
+                self._replicas_elsewhere = {
+                    c: r for c, r in self._replicas_elsewhere.items() if not r.is_idle
+                }
+                if target not in self._replicas_elsewhere:
+                    self._replicas_elsewhere[target] = self._replicas_of(target)
+                self._replicas_elsewhere[target].sent(entry)
             return
         entry.state = _WAITING
-        if not entry.is_unsure:
-            entry.sequence = 0
+        if not is_kept:
+            entry.is_unsure = False  # the result of the first try decides, whatever the sequence
         home = self.home(entry.key)
         if home is self:
             self._put_off.append(entry)
@@ -358,6 +411,11 @@ class Journal:
         """Fail what is left. Idempotent."""
         self._is_stopped = True
         self._connection = None
+        for replicas in (self._replicas, *self._replicas_elsewhere.values()):
+            if replicas is not None:
+                replicas.stop()
+        self._replicas = None
+        self._replicas_elsewhere.clear()
         for timer in (self._expiry, self._later):
             if timer is not None and timer.active():
                 timer.cancel()
@@ -373,42 +431,76 @@ class Journal:
         """The connection has a reply for an entry, or will never have one."""
         self._in_flight -= 1
         is_asked, entry.is_asked = entry.is_asked, False
+        is_kept = entry.options.history is not None
+        if is_kept:
+            last = self._last_asked if is_asked else self._last
+            if last.get(entry.key) is entry:
+                del last[entry.key]
         if entry.state == _DONE:
             return
         if failure is None:
-            self._close(entry)
-            if entry.kind == KIND_PUBLICATION:
-                self._counters.published += 1
-            entry.result.callback(_position(reply) if entry.keys and reply else None)
+            position = _position(reply) if entry.keys and reply else None
+            if is_kept and self._limits.min_replicas:
+                entry.state = _KEPT
+                entry.position = position
+            else:
+                self._succeed(entry, position)
             return
         error = failure.value if isinstance(failure, Failure) else failure
         if entry.kind != KIND_PUBLICATION and not (isinstance(error, ReplyError) and error.is_refusal):
             self._fail(entry, HubUnavailable(self._hub, f"{error}; it may not have been told"))
         elif isinstance(error, LinkLost):
-            entry.state = _WAITING
-            entry.is_unsure = True
-            self._counters.publish_retries += 1
-            if is_asked:
-                self._put_off.append(entry)
-                self._soon()
-            else:
-                self._returned.append(entry)
+            self._came_back(entry, is_asked)
         elif isinstance(error, ReplyError) and error.code in ELSEWHERE:
             self._is_elsewhere(entry, error)
-        elif isinstance(error, ReplyError) and (error.is_later or error.code == "NOSCRIPT"):
+        elif isinstance(error, ReplyError) and (error.is_later or error.code in NOT_NOW):
             self._known_scripts.clear()
-            if entry.is_unsure:
+            if entry.is_unsure and not entry.keys:
                 self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             else:
                 entry.state = _WAITING
-                entry.sequence = 0
+                if not is_kept:
+                    entry.is_unsure = False  # the result of the first try decides, whatever the sequence
                 self._counters.publish_retries += 1
                 self._put_off.append(entry)
             self._soon()
+        elif isinstance(error, ReplyError) and error.code == UNDECIDED:
+            self._fail(entry, HubUnavailable(self._hub, f"whether it was taken is unknown: {error}"))
         elif isinstance(error, ReplyError) and error.code in TEMPORARY:
             self._fail(entry, HubUnavailable(self._hub, str(error)))
         else:
             self._fail(entry, HubRefused(self._hub, str(error)))
+
+    def _came_back(self, entry: _Entry, is_asked: bool = False) -> None:
+        """Its connection broke, and with it what there was to know of its outcome."""
+        entry.state = _WAITING
+        entry.is_unsure = True
+        self._counters.publish_retries += 1
+        if is_asked:
+            self._put_off.append(entry)
+            self._soon()
+        else:
+            self._returned.append(entry)
+
+    def _succeed(self, entry: _Entry, position: Position | None) -> None:
+        self._close(entry)
+        if entry.kind == KIND_PUBLICATION:
+            self._counters.published += 1
+        entry.result.callback(position)
+
+    def _replicas_of(self, connection: CommandProtocol) -> Replicas[_Entry]:
+        is_own = connection is self._connection
+        return Replicas(
+            self._clock,
+            connection,
+            self._limits.min_replicas,
+            self._limits.wait_seconds,
+            is_kept=_is_kept,
+            done=lambda entry: self._succeed(entry, entry.position),
+            counted=_counted,
+            lost=lambda entry: self._came_back(entry, not is_own),
+            refused=lambda entry, why: self._fail(entry, HubRefused(self._hub, why)),
+        )
 
     def _send(self, connection: CommandProtocol, entry: _Entry) -> None:
         if not entry.sequence and entry.kind == KIND_PUBLICATION:
@@ -416,7 +508,9 @@ class Journal:
         entry.state = _SENT
         self._in_flight += 1
         if entry.options.history is not None:
-            self._send_kept(connection, entry, self._script("publish"))
+            self._send_kept(connection, entry, self._script("publish"), self._last)
+            if self._replicas is not None:
+                self._replicas.sent(entry)
             return
         message = pack(
             entry.kind,
@@ -435,7 +529,15 @@ class Journal:
         else:
             connection.submit(entry, self._publish_command, entry.key, message)
 
-    def _send_kept(self, connection: CommandProtocol, entry: _Entry, run: tuple[bytes, bytes]) -> None:
+    def _send_kept(
+        self,
+        connection: CommandProtocol,
+        entry: _Entry,
+        run: tuple[bytes, bytes],
+        last: dict[bytes, _Entry],
+    ) -> None:
+        before = last.get(entry.key)
+        last[entry.key] = entry
         options = entry.options
         history = options.history
         assert history is not None
@@ -460,13 +562,14 @@ class Journal:
             history.ttl_seconds,
             history.meta_ttl_seconds,
             entry.sequence,
-            b"1" if entry.is_unsure else b"0",
+            (b"2" if entry.is_moved else b"1") if entry.is_unsure else b"0",
             b"%020d" % options.version if options.version else b"",
             options.version_epoch,
             RESULT_SECONDS,
             drawn_epoch(),
             connection.generation,
             MAY_BE_LOST,
+            0 if before is None else before.sequence,
             *self._script_command,
         )
 
@@ -489,7 +592,11 @@ class Journal:
             # Wait for all answers, lest one that is put off only now is overtaken by those made since.
             self._later = self._clock.callLater(LATER_SECONDS, self._ask_again)
             return
-        self._unsent.extendleft(reversed(self._put_off))
+        put_off = sorted(self._put_off, key=_sequence)
+        for entry in put_off:
+            if not entry.is_unsure:
+                entry.sequence = 0
+        self._unsent.extendleft(reversed(put_off))
         self._put_off.clear()
         self._send_waiting()
 
@@ -497,8 +604,14 @@ class Journal:
         now = self._clock.seconds()
         while self._open and self._open[0].deadline <= now:
             entry = self._open[0]
-            why = "it has not answered" if entry.state == _SENT else "it is away"
-            self._fail(entry, HubUnavailable(self._hub, f"{why} for {self._limits.publish_seconds:g} s"))
+            seconds = f"for {self._limits.publish_seconds:g} s"
+            if entry.state == _KEPT:
+                self._counters.publish_unreplicated += 1
+                count = f"{entry.replicas} of {self._limits.min_replicas}"
+                why = f"it is kept, but {seconds} only {count} replicas have had it"
+            else:
+                why = f"{'it has not answered' if entry.state == _SENT else 'it is away'} {seconds}"
+            self._fail(entry, HubUnavailable(self._hub, why))
         # In a long outage nothing else would take them away.
         while self._unsent and self._unsent[0].state == _DONE:
             self._unsent.popleft()
@@ -530,6 +643,18 @@ class _Nobody:
 
     def errback(self, failure: Any) -> None:
         pass
+
+
+def _sequence(entry: _Entry) -> int:
+    return entry.sequence
+
+
+def _is_kept(entry: _Entry) -> bool:
+    return entry.state == _KEPT
+
+
+def _counted(entry: _Entry, count: int) -> None:
+    entry.replicas = count
 
 
 def _position(reply: bytes) -> Position:

@@ -98,6 +98,7 @@ _HUB_COUNTERS = {
     "published": "Publications the hub has taken.",
     "publish_retries": "Publications sent again after an unknown outcome or a 'later'.",
     "publish_failures": "Publications the hub did not take in time.",
+    "publish_unreplicated": "Publications that were kept, and not acknowledged for want of replicas.",
     "received": "Publications received from the hub.",
     "duplicates": "Publications received twice and dropped.",
     "malformed": "Messages on our channels that are none of ours.",

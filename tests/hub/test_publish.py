@@ -331,11 +331,12 @@ def test_a_kept_one_is_a_script_and_has_a_position(stage: Stage) -> None:
     assert first[:6] == [b"EVAL", source, 2, b"meta", b"stream", b"ch"]
     assert second[:7] == [b"EVALSHA", digest, 3, b"meta", b"stream", b"result", b"ch"]
     head, tail, *rest = first[6:]
-    *rest, epoch, generation, fate = rest
+    *rest, epoch, generation, fate, before = rest
     assert rest == [10, 20, 30, 1, b"0", b"00000000000000000005", "e", 300]
-    assert (generation, fate) == (b"g", b"l")
-    assert len(epoch) == 8 and epoch.isalpha() and epoch != second[-3]
-    assert second[-7:-3] == [b"0", b"", "", 300]
+    assert (generation, fate, before) == (b"g", b"l", 0)
+    assert len(epoch) == 8 and epoch.isalpha() and epoch != second[-4]
+    assert second[-1] == 1, "the one before it is on its way"
+    assert second[-8:-4] == [b"0", b"", "", 300]
     assert unpack(head + POSITION + tail) == (
         *(KIND_PUBLICATION, 1),
         Publication(b"1", Format.JSON, SHARD, 7, 7, "abcdefgh", info),
