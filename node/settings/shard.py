@@ -112,7 +112,8 @@ class HubSettings(Section, frozen=True, kw_only=True):
         Secret,
         Meta(
             description="redis://[user:password@]host:port[/db], rediss://..., redis+unix:///path, "
-            "redis+sentinel://h1:p,h2:p/name[/db], embedded: (a private Valkey of this machine), "
+            "redis+sentinel://h1:p,h2:p/name[/db], redis+cluster://h1:p,h2:p, "
+            "embedded: (a private Valkey of this machine), "
             "or memory: (this shard alone)."
         ),
     ] = "embedded:"
