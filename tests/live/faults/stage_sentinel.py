@@ -62,7 +62,7 @@ class _Sentinel(_Kept, Sentinel):
         lines = [line for line in lines if "failover-timeout" not in line]
         return [
             *lines,
-            f"sentinel failover-timeout {self.service} 1000",
+            f"sentinel failover-timeout {self.service} 2000",
             f"sentinel auth-user {self.service} {WATCHER}",
             f"sentinel auth-pass {self.service} {SECRET}",
         ]
@@ -200,16 +200,19 @@ class SentinelStage(Stage):
 
     def _fail_over(self, strike: Strike) -> Hurt:
         before = self.master
-        until(lambda: self._asked_to_fail_over(), 20.0, "SENTINEL FAILOVER")
-        until(lambda: self.master is not before, 20.0, "another master")
+        # A Sentinel refuses while another failover is too fresh, and may give up one that it has begun.
+        until(lambda: self._asked_to_fail_over(before), 40.0, "another master")
         return MAY_DESTROY
 
-    def _asked_to_fail_over(self) -> bool:
+    def _asked_to_fail_over(self, before: _Server) -> bool:
         for sentinel in self.sentinels:
             with suppress(*REFUSALS):
                 if sentinel.command("SENTINEL", "FAILOVER", SERVICE) == b"OK":
-                    return True
-        return False
+                    break
+        deadline = time.monotonic() + 5.0
+        while self.master is before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.master is not before
 
     def _kill_replica(self, strike: Strike) -> Hurt:
         master = self.master
