@@ -22,6 +22,7 @@ from spread.hub.errors import HubMisconfigured
 from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.publish import JournalLimits
 from spread.hub.redis import RedisHub, RedisHubSettings
+from spread.hub.replicas import wait_seconds
 from spread.hub.topology import TlsFiles, endpoint_of, server_endpoints
 from spread.node.settings import HubSettings
 
@@ -45,6 +46,8 @@ def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapp
     address = parse_hub_address(settings.url)
     if address.scheme == "memory" and is_fleet:
         raise HubMisconfigured("hub: memory: joins no shards; for several use embedded: or redis://…")
+    if address.scheme in ("memory", "embedded") and settings.min_replicas:
+        raise HubMisconfigured(f"hub: {address.scheme}: has no replicas; leave hub.min_replicas at 0")
     if not address.is_tls and (settings.tls_ca or settings.tls_cert):
         # Whoever gives these believes the connection to be encrypted.
         raise HubMisconfigured(
@@ -63,7 +66,7 @@ def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> Embedd
     """
     if parse_hub_address(settings.url).scheme != "embedded":
         return None
-    return EmbeddedServer(default_home(environ))
+    return EmbeddedServer(default_home(environ), fsync=settings.embedded_fsync)
 
 
 def open_hub(
@@ -104,7 +107,11 @@ def open_hub(
         ask_seconds=settings.ask_seconds,
         position_check_seconds=position_check_seconds,
         journal=JournalLimits(
-            settings.publish_seconds, settings.journal_max_publications, settings.journal_max_bytes
+            settings.publish_seconds,
+            settings.journal_max_publications,
+            settings.journal_max_bytes,
+            settings.min_replicas,
+            wait_seconds(settings.reply_seconds),
         ),
     )
     if address.is_cluster:

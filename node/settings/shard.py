@@ -144,6 +144,22 @@ class HubSettings(Section, frozen=True, kw_only=True):
     journal_max_publications: Annotated[
         int, Meta(ge=0, le=10_000_000, description="Publications that may wait while the hub is away.")
     ] = 100_000
+    min_replicas: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100,
+            description="Replicas of the hub that must have what a channel keeps before its publisher hears "
+            "that it was taken.",
+        ),
+    ] = 0
+    embedded_fsync: Annotated[
+        Literal["always", "everysec", "no"],
+        Meta(
+            description="When the embedded server has its file written to the disk: before it answers, "
+            "once a second, or when the system likes. With any but the first it may lose what it has taken."
+        ),
+    ] = "always"
     linger_seconds: Annotated[
         Seconds, Meta(description="How long a channel is still heard after its last client has left it.")
     ] = 3.0

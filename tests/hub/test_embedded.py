@@ -492,7 +492,7 @@ def test_settings_of_the_server(home: Path) -> None:
     server.leave()
     assert got == {
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",
         "save": "",
         "maxmemory-policy": "noeviction",
         "port": "0",
