@@ -243,6 +243,8 @@ class ClusterHub(Registered):
                     seconds = f"{self._settings.start_seconds:g} s"
                     raise HubUnavailable(self.name, f"{error.reason} (tried for {seconds})") from error
             await deferLater(cast(Any, self._reactor), AGAIN_SECONDS)
+        if self._is_stopping:
+            raise HubUnavailable(self.name, "this shard is stopping")
         starts, self._starts = self._starts, []
         outcomes = await DeferredList([started for _, started in starts], consumeErrors=True)
         for (group, _), (is_done, outcome) in zip(starts, outcomes, strict=True):

@@ -112,9 +112,12 @@ class Topology:
         :raises HubRefused: the credentials do not work.
         :raises HubMisconfigured: a seed is no node of a cluster.
         """
+        running = self._running = Deferred.fromCoroutine(self._refresh())
         try:
-            await self._refresh()
+            await running
         finally:
+            self._running = None
+            self._tell()
             if not self._is_stopped:
                 self._schedule(PERIOD_SECONDS)
 
