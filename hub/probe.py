@@ -5,6 +5,9 @@ frozen server all have been seen to pass it. So a subscriber that was silent for
 probed with a publication to a channel of its own, over the command link. If nothing at all has arrived
 after another ``probe_seconds`` the subscriber is cut, and connects again; a process that stood still
 itself reads first what has come in the meantime.
+
+Nobody notes when something arrives, since that would cost every message. It is looked ``LOOKS`` times in
+``probe_seconds`` whether anything has, so silence is known as such by that much later at most.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ from spread.hub.link import GRACE_SECONDS, CommandProtocol, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
 
 __all__ = ["Probe", "probe_sender"]
+
+LOOKS = 4
+"""How often it is looked within ``probe_seconds``."""
+
+EARLY_SECONDS = 0.001
+"""A timer may fire this much before its time."""
 
 
 class Probe:
@@ -42,6 +51,7 @@ class Probe:
         self._counters = counters
         self._timer: Timer | None = None
         self._received = -1
+        self._deadline = 0.0  # until which something must arrive
         self._is_sent = False
 
     def watch(self, connection: SubscriberProtocol) -> None:
@@ -58,23 +68,33 @@ class Probe:
 
     def _again(self, connection: SubscriberProtocol) -> None:
         self._received = connection.bytes_received
-        self._timer = self._clock.callLater(self._seconds, self._check, connection)
+        self._deadline = self._clock.seconds() + self._seconds
+        self._look_later(connection)
 
-    def _check(self, connection: SubscriberProtocol) -> None:
+    def _look_later(self, connection: SubscriberProtocol) -> None:
+        seconds, left = self._seconds / LOOKS, self._deadline - self._clock.seconds()
+        if left > EARLY_SECONDS:
+            seconds = min(seconds, left)
+        self._timer = self._clock.callLater(seconds, self._look, connection)
+
+    def _look(self, connection: SubscriberProtocol) -> None:
         self._timer = None
         if connection.bytes_received != self._received or connection.is_paused:
             self._is_sent = False
+            self._again(connection)
+        elif self._clock.seconds() < self._deadline - EARLY_SECONDS:
+            self._look_later(connection)
         elif self._is_sent:
             self._timer = self._clock.callLater(
                 min(GRACE_SECONDS, self._seconds / 4), self._judge, connection
             )
-            return
         else:
             sent = self._send()
             if sent is not None:
                 self._is_sent = True
+                self._deadline = self._clock.seconds() + self._seconds
                 sent.addErrback(self._not_sent)
-        self._again(connection)
+            self._look_later(connection)
 
     def _judge(self, connection: SubscriberProtocol) -> None:
         self._timer = None
@@ -89,6 +109,7 @@ class Probe:
         # The command link is the one in trouble, and is looked after by its own deadline.
         failure.trap(HubError)
         self._is_sent = False
+        self._deadline = self._clock.seconds() + self._seconds
 
 
 def probe_sender(

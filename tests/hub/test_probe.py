@@ -83,6 +83,18 @@ def test_a_deaf_one_is_cut(stage: Stage) -> None:
     assert stage.clock.getDelayedCalls() == []
 
 
+def test_a_deaf_one_is_cut_in_time_whenever_it_went_deaf(stage: Stage) -> None:
+    """Its last words may come right after it was looked whether there are any."""
+    for seconds in (0.1, 0.7, 0.8, 1.6, 2.9, 3.1):
+        stage.connection, stage.wire = stage.watch()
+        stage.passes(seconds)
+        stage.hears()
+        stage.passes(6.0)
+        assert not stage.wire.is_cut, "it had its time to answer"
+        stage.passes(1.4)
+        assert stage.wire.is_cut, seconds
+
+
 def test_anything_that_arrives_shows_that_it_is_not_deaf(stage: Stage) -> None:
     stage.passes(3.2)
     stage.wire.says(b"*3\r\n$7\r\nmess")  # the beginning of something large
