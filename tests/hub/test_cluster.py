@@ -13,7 +13,7 @@ from spread.hub.cluster import ClusterHub
 from spread.hub.errors import HubMisconfigured, HubRefused, HubUnavailable, LinkLost
 from spread.hub.slots import slot_of, slot_of_channel
 from tests.hub.clusters import ValkeyCluster
-from tests.hub.servers import Valkey, free_port
+from tests.hub.servers import Valkey, free_port, until
 from tests.hub.shards import LOAD, Shard, cluster_shard, eventually, pause
 
 KEPT = History(size=100, ttl_seconds=300, meta_ttl_seconds=3600)
@@ -116,13 +116,22 @@ class Cluster(TestCase):
         self.assertTrue(shard.hub.is_live)
 
     async def test_nodes_that_announce_what_cannot_be_reached(self) -> None:
-        for node in CLUSTER.nodes:
-            node.command("CONFIG", "SET", "cluster-announce-ip", "127.0.0.2")
-            self.addCleanup(node.command, "CONFIG", "SET", "cluster-announce-ip", "127.0.0.1")
+        self.announce("127.0.0.2")
+        self.addCleanup(self.announce, "127.0.0.1")
         shard = self.unstarted(start_seconds=0.5)
         error = await self.assertFailure(shard.hub.start(shard.receiver), HubUnavailable)
         self.assertIn("its node 127.0.0.2:", str(error))
         self.assertIn("as the cluster announces it: Connection was refused", str(error))
+
+    def announce(self, address: str) -> None:
+        for node in CLUSTER.nodes:
+            node.command("CONFIG", "SET", "cluster-announce-ip", address)
+
+        def hosts() -> set[bytes]:
+            told = [part for node in CLUSTER.nodes for part in node.command("CLUSTER", "SLOTS")]
+            return {part[2][0] for part in told}
+
+        until(lambda: hosts() == {address.encode()}, what=f"{address} announced")
 
     async def test_nodes_that_do_not_announce_where_they_are(self) -> None:
         for node in CLUSTER.nodes:
