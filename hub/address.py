@@ -10,6 +10,8 @@
     redis+cluster://[user:password@]h1[:p],h2[:p]      a cluster: some of its nodes; one must answer
     rediss+cluster://...                               the same over TLS, verified
 
+Several, with spaces between them, are one hub (``several``): plain servers, or masters that Sentinels name.
+
 Credentials are percent-decoded, so that a password may hold any character.
 """
 
@@ -21,7 +23,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from spread.hub.errors import HubMisconfigured
 
-__all__ = ["HubAddress", "parse_hub_address"]
+__all__ = ["MAX_SERVERS", "HubAddress", "parse_hub_address", "parse_hub_addresses"]
+
+MAX_SERVERS = 64
+"""Servers of one hub; each costs every shard two connections and a heartbeat every two seconds."""
 
 _SCHEMES = (
     "embedded",
@@ -74,6 +79,36 @@ class HubAddress:
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         service = f"/{self.service}" if self.service else ""
         return f"{self.scheme}://{hosts}{service}{database}"
+
+
+def parse_hub_addresses(text: str) -> tuple[HubAddress, ...]:
+    """Parse all that ``--hub`` says; one or more.
+
+    :raises HubMisconfigured: with a sentence that names the fault and never a password.
+    """
+    addresses = tuple(parse_hub_address(word) for word in text.split() or [text])
+    if len(addresses) == 1:
+        return addresses
+    if len(addresses) > MAX_SERVERS:
+        raise HubMisconfigured(f"hub: {len(addresses)} servers; {MAX_SERVERS} at most can be one hub")
+    places: dict[object, str] = {}
+    for address in addresses:
+        if address.scheme in ("memory", "embedded"):
+            raise HubMisconfigured(
+                f"hub: {address.scheme}: is a hub by itself; several can be redis://, rediss://, "
+                "redis+unix:// and redis+sentinel://"
+            )
+        if address.is_cluster:
+            raise HubMisconfigured(
+                f"hub: {address.scheme}:// spreads channels over its nodes itself, and is a hub by itself; "
+                "name further nodes in the same URL, after a comma"
+            )
+        # Pub/sub knows no databases: two of one server would hear each other.
+        place = address.path or (frozenset(address.hosts), address.service)
+        if place in places:
+            raise HubMisconfigured(f"hub: {places[place]} and {address.name} are one server; name it once")
+        places[place] = address.name
+    return addresses
 
 
 def parse_hub_address(text: str) -> HubAddress:

@@ -317,6 +317,8 @@ class ClusterHub(Registered):
                 table[first : last + 1] = [group] * (last + 1 - first)
         self._groups, self._table = groups, table
         self.counters.groups = len(groups)
+        for group in groups:
+            group.server.journal.room.shares = len(groups)
         for group in moved:
             self.log.info("group {number} is served by {node} now", number=group.number, node=group.primary)
             group.endpoint.moved()

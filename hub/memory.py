@@ -36,7 +36,7 @@ from spread.hub.api import (
 from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
 from spread.hub.memory_exchange import Exchange
 from spread.hub.memory_inbox import MemoryInbox
-from spread.hub.memory_presence import MemoryPresence
+from spread.hub.memory_presence import MemoryPresence, Untold
 from spread.hub.memory_questions import MemoryQuestions
 from spread.hub.process import is_gone
 from spread.hub.reactor import Timer
@@ -83,6 +83,7 @@ class MemoryHub:
         self._identity: ShardIdentity | None = None
         self._load: Callable[[], Load] | None = None
         self._is_stopped = False
+        self._untold = Untold(self.counters)
         self._questions = MemoryQuestions(
             exchange.switchboard, self.name, self._shard, ask_seconds, self.counters
         )
@@ -202,6 +203,7 @@ class MemoryHub:
 
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
         """See ``api.Hub``."""
+        self._untold.announced(channel, event, self.is_live)
         if not self.is_live:
             return fail(self._away())
         self._exchange.spread(channel, event)
@@ -270,10 +272,13 @@ class MemoryHub:
 
     def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
         """See ``api.Hub``."""
+        self._untold.added(channel, info.client)
         return self._present(lambda presence: presence.add(channel, info, ttl_seconds))
 
     def remove_presence(self, channel: str, client: str) -> Deferred[None]:
         """See ``api.Hub``."""
+        if not self.is_live:
+            self._untold.removed(channel, client)
         return self._present(lambda presence: presence.remove(channel, client))
 
     def presence(self, channel: str) -> Deferred[dict[str, ClientInfo]]:
@@ -361,7 +366,9 @@ class MemoryHub:
             self._listen(channel, history)
 
     def speaks_again(self) -> None:
-        """All hear again: publish what waits."""
+        """All hear again: tell who came and left, publish what waits."""
+        for channel, event in self._untold.tell(self._exchange.presence):
+            self._exchange.spread(channel, event)
         subscribed, self._subscribing = self._subscribing, []
         waiting, self._waiting = self._waiting, deque()
         taken = []

@@ -53,15 +53,14 @@ An announcement (joined, left) goes the same way at most once: when its connecti
 Cost on the shard, all of it, from ``RedisHub.publish`` to its Deferred, 400 at a time: 4.0 µs plain, 5.0 µs
 with an idempotency key, 6.9 µs kept, 7.3 µs kept with a ``ClientInfo``. A kept one costs Redis 5.6 µs.
 
-Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes``; one more is refused
-with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.
+Bounds: all that is not DONE counts against ``max_publications`` and ``max_bytes`` (``entry.Room``); one more
+is refused with ``JournalFull`` at once. Nothing stays longer than ``publish_seconds``.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -69,6 +68,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Position, PublishOptions
+from spread.hub.entry import DONE, KEPT, SENT, WAITING, Entry, JournalLimits, Room
 from spread.hub.envelope import (
     KIND_JOINED,
     KIND_LEFT,
@@ -82,7 +82,7 @@ from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
 from spread.hub.reactor import Clock, Timer
-from spread.hub.replicas import WAIT_SECONDS, Replicas
+from spread.hub.replicas import Replicas
 from spread.hub.scripts import script
 
 __all__ = ["RESULT_SECONDS", "Journal", "JournalLimits"]
@@ -107,76 +107,8 @@ TEMPORARY = frozenset({"OOM", "MISCONF"})
 
 MAY_BE_LOST = b"l"
 """After a failover: some of what was acknowledged may be missing in the promoted replica."""
-
-_WAITING, _SENT, _KEPT, _DONE = "waiting", "sent", "kept", "done"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalLimits:
-    """The bounds of the journal."""
-
-    publish_seconds: float
-    max_publications: int
-    max_bytes: int
-    min_replicas: int = 0
-    """How many replicas must have what is kept before it is acknowledged."""
-    wait_seconds: float = WAIT_SECONDS
-    """How long one WAIT for them may block the connection; well below the time after which it is cut."""
-
-
-class _Entry:
-    """One publication. It is itself the waiter for its reply: a Deferred fewer (1.4 µs) each."""
-
-    __slots__ = (
-        "data",
-        "deadline",
-        "format",
-        "is_asked",
-        "is_moved",
-        "is_unsure",
-        "journal",
-        "key",
-        "keys",
-        "kind",
-        "meta",
-        "options",
-        "position",
-        "replicas",
-        "result",
-        "sequence",
-        "session",
-        "size",
-        "state",
-    )
-
-    def __init__(
-        self, journal: Journal, key: bytes, data: bytes, format: int, session: int, deadline: float
-    ) -> None:
-        self.journal = journal
-        self.key = key
-        self.data = data
-        self.format = format
-        self.session = session
-        self.deadline = deadline
-        self.sequence = 0
-        self.is_unsure = False  # it was on a connection that broke
-        self.is_moved = False  # it was sent to another server, or others may have been meanwhile
-        self.position: Position | None = None  # while it is KEPT, and so many replicas have it
-        self.replicas = 0
-        self.is_asked = False  # it is on another group's connection
-        self.state = _WAITING
-        self.kind = KIND_PUBLICATION
-        self.meta = b""
-        self.size = len(data)
-        self.options = PLAIN
-        self.keys: tuple[bytes, ...] = ()  # of the script that publishes it; none for PUBLISH
-        self.result: Deferred[Position | None] = Deferred()
-
-    def callback(self, reply: Any) -> None:
-        self.journal.answered(self, None, reply)
-
-    def errback(self, failure: Any) -> None:
-        self.journal.answered(self, failure)
+IS_KEPT = b"k"
+"""After a failover: what was acknowledged is in the promoted replica, since replicas had it before."""
 
 
 class Journal:
@@ -200,6 +132,7 @@ class Journal:
         """In a cluster: the journal of who serves a key, as far as is known."""
         self.target: Callable[[ReplyError], CommandProtocol | None] = lambda error: None
         """In a cluster: the connection to whom an "ask" names, if it is up."""
+        self.room = Room(limits, counters)
         self._publish_command = publish_command
         # Scripts do without the usual one.
         self._script_command = () if publish_command == b"PUBLISH" else (publish_command,)
@@ -212,19 +145,19 @@ class Journal:
         self._sequences = sequences if sequences is not None else count(1)
         self._holds = 0
         # In the order in which they are to be sent.
-        self._unsent: deque[_Entry] = deque()
+        self._unsent: deque[Entry] = deque()
         # In order of acceptance, which is the order of the deadlines too.
-        self._open: deque[_Entry] = deque()
+        self._open: deque[Entry] = deque()
         self._in_flight = 0
         # Came back: from a broken connection, and answered "later". They are joined with the unsent when
         # nothing is in flight any more.
-        self._returned: list[_Entry] = []
-        self._put_off: list[_Entry] = []
+        self._returned: list[Entry] = []
+        self._put_off: list[Entry] = []
         # By channel: the last kept one on the connection, and on that of another group.
-        self._last: dict[bytes, _Entry] = {}
-        self._last_asked: dict[bytes, _Entry] = {}
-        self._replicas: Replicas[_Entry] | None = None
-        self._replicas_elsewhere: dict[CommandProtocol, Replicas[_Entry]] = {}
+        self._last: dict[bytes, Entry] = {}
+        self._last_asked: dict[bytes, Entry] = {}
+        self._replicas: Replicas[Entry] | None = None
+        self._replicas_elsewhere: dict[CommandProtocol, Replicas[Entry]] = {}
         self._expiry: Timer | None = None
         self._later: Timer | None = None
         # Scripts that this connection has been sent whole.
@@ -249,7 +182,7 @@ class Journal:
         :raises HubRefused: as a failure, when an ACL forbids it.
         """
         deadline = self._clock.seconds() + self._limits.publish_seconds
-        entry = _Entry(self, key, data, int(format), session, deadline)
+        entry = Entry(self, key, data, int(format), session, deadline)
         if options is not PLAIN:
             entry.options = options
             entry.keys = keys
@@ -266,26 +199,21 @@ class Journal:
         :raises HubRefused: as a failure, when an ACL forbids it.
         """
         deadline = self._clock.seconds() + self._limits.publish_seconds
-        entry = _Entry(self, key, b"", 0, 0, deadline)
+        entry = Entry(self, key, b"", 0, 0, deadline)
         entry.kind = KIND_JOINED if isinstance(event, Joined) else KIND_LEFT
         entry.meta = pack_meta(event.info, None)
         entry.size = len(entry.meta)
         return self._accept(entry).addCallback(_nothing)
 
-    def _accept(self, entry: _Entry) -> Deferred[Position | None]:
+    def _accept(self, entry: Entry) -> Deferred[Position | None]:
         counters = self._counters
         if self._is_stopped:
             return fail(HubUnavailable(self._hub, "this shard is stopping"))
-        is_full = (
-            counters.journal_publications >= self._limits.max_publications
-            or counters.journal_bytes + entry.size > self._limits.max_bytes
-        )
         # One that need not wait is taken whatever its size.
-        if is_full and (self._open or self._connection is None):
+        if self.room.is_full_for(entry) and (self._open or self._connection is None):
             counters.publish_failures += 1
             return fail(JournalFull(self._hub, counters.journal_publications, counters.journal_bytes))
-        counters.journal_publications += 1
-        counters.journal_bytes += entry.size
+        self.room.takes(entry)
         self._open.append(entry)
         if self._expiry is None:
             self._expiry = self._clock.callLater(self._limits.publish_seconds, self._expire)
@@ -316,7 +244,7 @@ class Journal:
         # those made before it): receivers drop whatever comes after a higher one. So do those of the kept
         # that were answered "later": none behind them in their channels was taken.
         waiting = (*self._returned, *self._put_off, *self._unsent)
-        numbered = sorted((entry for entry in waiting if entry.sequence), key=_sequence)
+        numbered = sorted((entry for entry in waiting if entry.sequence), key=Entry.number)
         self._unsent = deque((*numbered, *(entry for entry in waiting if not entry.sequence)))
         self._returned.clear()
         self._put_off.clear()
@@ -328,10 +256,10 @@ class Journal:
 
     # -- from one group of a cluster to another --------------------------------------------------------
 
-    def release(self, leaves: Callable[[bytes], bool]) -> list[_Entry]:
+    def release(self, leaves: Callable[[bytes], bool]) -> list[Entry]:
         """Take out what waits for channels of which ``leaves`` says so, in its order."""
         waiting = (*self._put_off, *self._unsent)
-        taken = [entry for entry in waiting if entry.state == _WAITING and leaves(entry.key)]
+        taken = [entry for entry in waiting if entry.state == WAITING and leaves(entry.key)]
         if taken:
             gone = set(taken)
             self._put_off = [entry for entry in self._put_off if entry not in gone]
@@ -339,10 +267,12 @@ class Journal:
             self._open = deque(entry for entry in self._open if entry not in gone)
         return taken
 
-    def take_over(self, entries: list[_Entry]) -> None:
+    def take_over(self, entries: list[Entry]) -> None:
         """Send what another journal has released, behind what waits here."""
         for entry in entries:
+            entry.journal.room.gives(entry)
             entry.journal = self
+            self.room.takes(entry)
             if entry.is_unsure:
                 entry.is_moved = True
             else:
@@ -361,7 +291,7 @@ class Journal:
 
     def awaits(self, leaves: Callable[[bytes], bool]) -> bool:
         """Something is on the connection for channels of which ``leaves`` says so."""
-        return any(entry.state == _SENT and leaves(entry.key) for entry in self._open)
+        return any(entry.state == SENT and leaves(entry.key) for entry in self._open)
 
     def hold(self) -> None:
         """Send nothing more until ``go_on`` was called as often."""
@@ -372,7 +302,7 @@ class Journal:
         self._holds -= 1
         self._send_waiting()
 
-    def _is_elsewhere(self, entry: _Entry, error: ReplyError) -> None:
+    def _is_elsewhere(self, entry: Entry, error: ReplyError) -> None:
         is_kept = entry.options.history is not None
         if entry.is_unsure and not entry.keys:
             self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
@@ -392,7 +322,7 @@ class Journal:
                     self._replicas_elsewhere[target] = self._replicas_of(target)
                 self._replicas_elsewhere[target].sent(entry)
             return
-        entry.state = _WAITING
+        entry.state = WAITING
         if not is_kept:
             entry.is_unsure = False  # the result of the first try decides, whatever the sequence
         home = self.home(entry.key)
@@ -427,7 +357,7 @@ class Journal:
         self._returned.clear()
         self._put_off.clear()
 
-    def answered(self, entry: _Entry, failure: Failure | Exception | None, reply: Any = None) -> None:
+    def answered(self, entry: Entry, failure: Failure | Exception | None, reply: Any = None) -> None:
         """The connection has a reply for an entry, or will never have one."""
         self._in_flight -= 1
         is_asked, entry.is_asked = entry.is_asked, False
@@ -436,12 +366,12 @@ class Journal:
             last = self._last_asked if is_asked else self._last
             if last.get(entry.key) is entry:
                 del last[entry.key]
-        if entry.state == _DONE:
+        if entry.state == DONE:
             return
         if failure is None:
             position = _position(reply) if entry.keys and reply else None
             if is_kept and self._limits.min_replicas:
-                entry.state = _KEPT
+                entry.state = KEPT
                 entry.position = position
             else:
                 self._succeed(entry, position)
@@ -458,7 +388,7 @@ class Journal:
             if entry.is_unsure and not entry.keys:
                 self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             else:
-                entry.state = _WAITING
+                entry.state = WAITING
                 if not is_kept:
                     entry.is_unsure = False  # the result of the first try decides, whatever the sequence
                 self._counters.publish_retries += 1
@@ -471,9 +401,9 @@ class Journal:
         else:
             self._fail(entry, HubRefused(self._hub, str(error)))
 
-    def _came_back(self, entry: _Entry, is_asked: bool = False) -> None:
+    def _came_back(self, entry: Entry, is_asked: bool = False) -> None:
         """Its connection broke, and with it what there was to know of its outcome."""
-        entry.state = _WAITING
+        entry.state = WAITING
         entry.is_unsure = True
         self._counters.publish_retries += 1
         if is_asked:
@@ -482,30 +412,30 @@ class Journal:
         else:
             self._returned.append(entry)
 
-    def _succeed(self, entry: _Entry, position: Position | None) -> None:
+    def _succeed(self, entry: Entry, position: Position | None) -> None:
         self._close(entry)
         if entry.kind == KIND_PUBLICATION:
             self._counters.published += 1
         entry.result.callback(position)
 
-    def _replicas_of(self, connection: CommandProtocol) -> Replicas[_Entry]:
+    def _replicas_of(self, connection: CommandProtocol) -> Replicas[Entry]:
         is_own = connection is self._connection
         return Replicas(
             self._clock,
             connection,
             self._limits.min_replicas,
             self._limits.wait_seconds,
-            is_kept=_is_kept,
+            is_kept=Entry.is_kept,
             done=lambda entry: self._succeed(entry, entry.position),
-            counted=_counted,
+            counted=Entry.counted,
             lost=lambda entry: self._came_back(entry, not is_own),
             refused=lambda entry, why: self._fail(entry, HubRefused(self._hub, why)),
         )
 
-    def _send(self, connection: CommandProtocol, entry: _Entry) -> None:
+    def _send(self, connection: CommandProtocol, entry: Entry) -> None:
         if not entry.sequence and entry.kind == KIND_PUBLICATION:
             entry.sequence = next(self._sequences)
-        entry.state = _SENT
+        entry.state = SENT
         self._in_flight += 1
         if entry.options.history is not None:
             self._send_kept(connection, entry, self._script("publish"), self._last)
@@ -532,9 +462,9 @@ class Journal:
     def _send_kept(
         self,
         connection: CommandProtocol,
-        entry: _Entry,
+        entry: Entry,
         run: tuple[bytes, bytes],
-        last: dict[bytes, _Entry],
+        last: dict[bytes, Entry],
     ) -> None:
         before = last.get(entry.key)
         last[entry.key] = entry
@@ -568,7 +498,7 @@ class Journal:
             RESULT_SECONDS,
             drawn_epoch(),
             connection.generation,
-            MAY_BE_LOST,
+            IS_KEPT if self._limits.min_replicas else MAY_BE_LOST,
             0 if before is None else before.sequence,
             *self._script_command,
         )
@@ -583,7 +513,7 @@ class Journal:
     def _send_waiting(self) -> None:
         while self._unsent and self._connection is not None and self._later is None and not self._holds:
             entry = self._unsent.popleft()
-            if entry.state == _WAITING:
+            if entry.state == WAITING:
                 self._send(self._connection, entry)
 
     def _ask_again(self) -> None:
@@ -592,7 +522,7 @@ class Journal:
             # Wait for all answers, lest one that is put off only now is overtaken by those made since.
             self._later = self._clock.callLater(LATER_SECONDS, self._ask_again)
             return
-        put_off = sorted(self._put_off, key=_sequence)
+        put_off = sorted(self._put_off, key=Entry.number)
         for entry in put_off:
             if not entry.is_unsure:
                 entry.sequence = 0
@@ -605,30 +535,29 @@ class Journal:
         while self._open and self._open[0].deadline <= now:
             entry = self._open[0]
             seconds = f"for {self._limits.publish_seconds:g} s"
-            if entry.state == _KEPT:
+            if entry.state == KEPT:
                 self._counters.publish_unreplicated += 1
                 count = f"{entry.replicas} of {self._limits.min_replicas}"
                 why = f"it is kept, but {seconds} only {count} replicas have had it"
             else:
-                why = f"{'it has not answered' if entry.state == _SENT else 'it is away'} {seconds}"
+                why = f"{'it has not answered' if entry.state == SENT else 'it is away'} {seconds}"
             self._fail(entry, HubUnavailable(self._hub, why))
         # In a long outage nothing else would take them away.
-        while self._unsent and self._unsent[0].state == _DONE:
+        while self._unsent and self._unsent[0].state == DONE:
             self._unsent.popleft()
         self._expiry = None
         if self._open:
             self._expiry = self._clock.callLater(self._open[0].deadline - now, self._expire)
 
-    def _close(self, entry: _Entry) -> None:
-        entry.state = _DONE
-        self._counters.journal_publications -= 1
-        self._counters.journal_bytes -= entry.size
+    def _close(self, entry: Entry) -> None:
+        entry.state = DONE
+        self.room.gives(entry)
         # Entries are answered in order, so this keeps the deque as short as what is really open.
-        while self._open and self._open[0].state == _DONE:
+        while self._open and self._open[0].state == DONE:
             self._open.popleft()
 
-    def _fail(self, entry: _Entry, error: HubError) -> None:
-        if entry.state == _DONE:
+    def _fail(self, entry: Entry, error: HubError) -> None:
+        if entry.state == DONE:
             return
         self._close(entry)
         self._counters.publish_failures += 1
@@ -643,18 +572,6 @@ class _Nobody:
 
     def errback(self, failure: Any) -> None:
         pass
-
-
-def _sequence(entry: _Entry) -> int:
-    return entry.sequence
-
-
-def _is_kept(entry: _Entry) -> bool:
-    return entry.state == _KEPT
-
-
-def _counted(entry: _Entry, count: int) -> None:
-    entry.replicas = count
 
 
 def _position(reply: bytes) -> Position:

@@ -48,6 +48,7 @@ class RedisHub(Registered):
     :param endpoint: where the server is; see ``topology.endpoint_of``.
     :param incarnation: 16 hex digits that name this run of this shard.
     :param stopped: called after both links are closed; may give a Deferred (the embedded server's leave).
+    :param counters: those of the hub, where several servers are one.
     """
 
     log = Logger("spread.hub.redis")
@@ -61,8 +62,11 @@ class RedisHub(Registered):
         settings: RedisHubSettings,
         *,
         stopped: Callable[[], Deferred[None]] | None = None,
+        counters: HubCounters | None = None,
     ) -> None:
         self.name = address.name
+        self.came_up: Callable[[], None] = lambda: None
+        """Called when commands can be given."""
         self._reactor = reactor
         self._settings = settings
         self._after_stop = stopped
@@ -92,6 +96,7 @@ class RedisHub(Registered):
             lineage_key=lambda: lineage_key,
             control_channels=(own, everybody),
             control=lambda key, payload: self._questions.heard(key, payload),
+            counters=counters,
         )
         self.lives = Lives(
             reactor,
@@ -155,6 +160,7 @@ class RedisHub(Registered):
     def _commands_up(self) -> None:
         self._roster.beat()
         self.lives.register.link_up()
+        self.came_up()
 
     async def _leave(self, answered: Deferred[None]) -> None:
         self.lives.stop()
@@ -166,6 +172,10 @@ class RedisHub(Registered):
     def claim(self, shard: int | None, identity: ShardIdentity) -> Deferred[int]:
         """See ``api.Hub``."""
         return Deferred.fromCoroutine(self._roster.claim(shard, identity))
+
+    def release(self) -> Deferred[None]:
+        """Give back a number that was claimed and not entered with. Never fails."""
+        return Deferred.fromCoroutine(self._roster.leave())
 
     def enter(self, load: Callable[[], Load], lost: Callable[[Incumbent], None]) -> None:
         """See ``api.Hub``."""

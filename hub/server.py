@@ -106,6 +106,7 @@ class Server:
     ) -> None:
         self.name = handshake.hub
         self.counters = HubCounters() if counters is None else counters
+        self._is_part = counters is not None
         self.dialect = dialect
         self.commands_up: Callable[[], None] = _nothing
         """Called when commands can be given."""
@@ -147,7 +148,8 @@ class Server:
         self.journal = Journal(
             reactor, self.name, shard, settings.journal, self.counters, dialect.publish, sequences
         )
-        self.histories = Histories(self.commands, self._keys, self.counters)
+        replicas = settings.journal.min_replicas
+        self.histories = Histories(self.commands, self._keys, self.counters, replicas)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
         self._probe = Probe(
@@ -209,6 +211,7 @@ class Server:
             restored=self._hears_again,
             other=self._control,
             dialect=self.dialect,
+            is_part=self._is_part,
         )
         if self._paused:
             self.repair.pause()

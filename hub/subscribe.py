@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from itertools import islice, takewhile
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -53,6 +52,7 @@ from spread.hub.errors import HubError, HubRefused, HubUnavailable, ReplyError
 from spread.hub.link import GRACE_SECONDS, SubscriberProtocol
 from spread.hub.reactor import Clock, Timer
 from spread.hub.repair import Follower, FollowState, Repair
+from spread.hub.subscription import State, Subscription
 
 __all__ = ["BATCH", "Subscriptions"]
 
@@ -62,40 +62,8 @@ BATCH = 512
 MAX_ORIGINS = 4096
 """Shards whose last sequence is remembered; those that were first heard longest ago are forgotten first."""
 
-
 ELSEWHERE_SECONDS = 0.2
 """A channel that another server of the cluster serves is asked for again after this pause."""
-
-
-class _State(Enum):
-    WANTED = "wanted"
-    ASKED = "asked"
-    LIVE = "live"
-
-
-class _Subscription:
-    __slots__ = (
-        "channel",
-        "deaf_since",
-        "follower",
-        "has_plain",
-        "key",
-        "linger_until",
-        "position_waiters",
-        "state",
-        "waiters",
-    )
-
-    def __init__(self, channel: str, key: bytes) -> None:
-        self.channel = channel
-        self.key = key
-        self.state = _State.WANTED
-        self.linger_until: float | None = None  # None while it has members
-        self.waiters: list[Deferred[Position | None]] = []
-        self.follower: Follower | None = None
-        self.position_waiters: list[Deferred[Position | None]] = []
-        self.has_plain = False  # somebody subscribed without a history
-        self.deaf_since: float | None = None  # its slot has moved
 
 
 class Subscriptions:
@@ -106,6 +74,7 @@ class Subscriptions:
     :param restored: called when a new connection hears all that was subscribed before; gives the Redis
         channel that it subscribes to itself on that connection, if any: a refusal of that one is not ours.
     :param other: takes the messages of channels that are none of ours.
+    :param is_part: channels are spread over several servers, of which this is one.
     """
 
     log = Logger("spread.hub.subscribe")
@@ -124,9 +93,11 @@ class Subscriptions:
         restored: Callable[[], bytes | None] = lambda: None,
         other: Callable[[bytes, bytes], None] = lambda key, payload: None,
         dialect: Dialect = CLASSIC,
+        is_part: bool = False,
     ) -> None:
         self._clock = clock
         self._dialect = dialect
+        self._is_part = is_part
         self.moved: Callable[[str, str], None] = lambda channel, why: None
         """Called with a channel that this server does not serve, and what it said."""
         self._hub = hub
@@ -141,15 +112,15 @@ class Subscriptions:
         self._restored = restored
         self._other = other
         self._connection: SubscriberProtocol | None = None
-        self._by_key: dict[bytes, _Subscription] = {}
-        self._wanted: dict[bytes, _Subscription] = {}
+        self._by_key: dict[bytes, Subscription] = {}
+        self._wanted: dict[bytes, Subscription] = {}
         self._unwanted: deque[bytes] = deque()
         # In order of their end; whoever comes back is taken out again.
-        self._lingering: dict[bytes, _Subscription] = {}
+        self._lingering: dict[bytes, Subscription] = {}
         # In the order in which they are answered.
         self._in_flight: dict[bytes, None] = {}
         # Not served here, as it seems: to be asked for again.
-        self._elsewhere: dict[bytes, _Subscription] = {}
+        self._elsewhere: dict[bytes, Subscription] = {}
         self._elsewhere_timer: Timer | None = None
         # Sizes of the halves of refused batches, which stand first among the wanted; the next one is last.
         self._halves: list[int] = []
@@ -178,7 +149,7 @@ class Subscriptions:
         key = self._prefix + channel.encode() + b"}"
         subscription = self._by_key.get(key)
         if subscription is None:
-            subscription = self._by_key[key] = _Subscription(channel, key)
+            subscription = self._by_key[key] = Subscription(channel, key)
             self._counters.subscribed_channels += 1
             self._wanted[key] = subscription
             self._soon()
@@ -188,18 +159,18 @@ class Subscriptions:
         if history is not None:
             return self._follow(subscription, history)
         subscription.has_plain = True
-        if subscription.state is _State.LIVE:
+        if subscription.state is State.LIVE:
             return succeed(None)
         waiter: Deferred[Position | None] = Deferred(subscription.waiters.remove)
         subscription.waiters.append(waiter)
         return waiter
 
-    def _follow(self, subscription: _Subscription, history: History) -> Deferred[Position | None]:
+    def _follow(self, subscription: Subscription, history: History) -> Deferred[Position | None]:
         follower = subscription.follower
         if follower is None:
             follower = self._repair.follow(subscription.channel, subscription.key, history)
             subscription.follower = follower
-            if subscription.state is _State.LIVE:
+            if subscription.state is State.LIVE:
                 self._repair.confirmed(follower, is_heard=True)
         follower.history = history
         if follower.state is FollowState.LIVE:
@@ -248,7 +219,7 @@ class Subscriptions:
         for subscription in lingering.values():
             self._forget(subscription)
         for subscription in self._by_key.values():
-            subscription.state = _State.WANTED
+            subscription.state = State.WANTED
         self._wanted = dict(self._by_key)
         for subscription in lingering.values():
             self._fail_waiters(subscription, HubUnavailable(self._hub, "left before it was subscribed"))
@@ -340,9 +311,9 @@ class Subscriptions:
         size = self._halves.pop() if self._halves else BATCH
         self._ask(list(islice(self._wanted.values(), size)))
 
-    def _ask(self, subscriptions: list[_Subscription]) -> None:
+    def _ask(self, subscriptions: list[Subscription]) -> None:
         for subscription in subscriptions:
-            subscription.state = _State.ASKED
+            subscription.state = State.ASKED
             del self._wanted[subscription.key]
         self._send(self._dialect.subscribe, [subscription.key for subscription in subscriptions])
 
@@ -376,11 +347,11 @@ class Subscriptions:
             self._foreign = None
         subscription = self._by_key.get(key)
         if not is_subscribed and not is_asked:
-            if subscription is not None and subscription.state is _State.LIVE:
+            if subscription is not None and subscription.state is State.LIVE:
                 self._is_elsewhere(subscription, "its slot has moved")
         elif is_subscribed:
-            if subscription is not None and subscription.state is _State.ASKED:
-                subscription.state = _State.LIVE
+            if subscription is not None and subscription.state is State.ASKED:
+                subscription.state = State.LIVE
                 self._hears_again(subscription)
                 waiters, subscription.waiters = subscription.waiters, []
                 if subscription.follower is not None:
@@ -394,7 +365,7 @@ class Subscriptions:
             self._end_flight()
             self._next_batch()
 
-    def _hears_again(self, subscription: _Subscription) -> None:
+    def _hears_again(self, subscription: Subscription) -> None:
         if subscription.deaf_since is not None:
             if subscription.has_plain:
                 self._moved_since = min(self._moved_since or subscription.deaf_since, subscription.deaf_since)
@@ -419,7 +390,7 @@ class Subscriptions:
         if self._down_since is not None:
             seconds = self._clock.seconds() - self._down_since
             self._down_since = None
-            if self._by_key or not self._dialect.is_sharded:  # else the other groups' windows count
+            if self._by_key or not self._is_part:  # else the windows of the other servers count
                 self._missed(seconds)
         self._foreign = self._restored()
         if self._foreign is not None and self._dialect.is_sharded:
@@ -436,7 +407,7 @@ class Subscriptions:
             self._refused_one(error)
             return
         in_flight = (self._by_key.get(key) for key in self._in_flight)
-        asked = [found for found in in_flight if found is not None and found.state is _State.ASKED]
+        asked = [found for found in in_flight if found is not None and found.state is State.ASKED]
         self._end_flight()
         if not error.is_refusal:
             if self._connection is not None:
@@ -446,7 +417,7 @@ class Subscriptions:
             half = len(asked) // 2
             self._halves.append(len(asked) - half)
             for subscription in asked:
-                subscription.state = _State.WANTED
+                subscription.state = State.WANTED
             self._wanted = {subscription.key: subscription for subscription in asked} | self._wanted
             self._ask(asked[:half])
         else:
@@ -465,7 +436,7 @@ class Subscriptions:
         if key == self._foreign:
             self.log.error("channel {channel}: {error}", channel=key.decode(), error=error)
             self._foreign = None
-        elif subscription is not None and subscription.state is _State.ASKED:
+        elif subscription is not None and subscription.state is State.ASKED:
             if error.is_refusal:
                 self._forbid(subscription, error)
             else:
@@ -474,10 +445,10 @@ class Subscriptions:
             self._end_flight()
             self._next_batch()
 
-    def _is_elsewhere(self, subscription: _Subscription, why: str) -> None:
-        if subscription.state is _State.LIVE:
+    def _is_elsewhere(self, subscription: Subscription, why: str) -> None:
+        if subscription.state is State.LIVE:
             subscription.deaf_since = self._clock.seconds()
-        subscription.state = _State.WANTED
+        subscription.state = State.WANTED
         self._elsewhere[subscription.key] = subscription
         if subscription.follower is not None:
             self._repair.put_away(subscription.follower)
@@ -489,13 +460,13 @@ class Subscriptions:
         self._elsewhere_timer = None
         elsewhere, self._elsewhere = self._elsewhere, {}
         for key, subscription in elsewhere.items():
-            if self._by_key.get(key) is subscription and subscription.state is _State.WANTED:
+            if self._by_key.get(key) is subscription and subscription.state is State.WANTED:
                 self._wanted[key] = subscription
         self._soon()
 
     # -- from one server of a cluster to another -------------------------------------------------------
 
-    def release(self, leaves: Callable[[str], bool]) -> list[_Subscription]:
+    def release(self, leaves: Callable[[str], bool]) -> list[Subscription]:
         """Take out the channels of which ``leaves`` says so, with all that waits for them.
 
         What is still heard of them here is dropped; their positions stay as they are.
@@ -503,7 +474,7 @@ class Subscriptions:
         released = [each for each in self._by_key.values() if leaves(each.channel)]
         for subscription in released:
             key = subscription.key
-            if subscription.state is _State.LIVE and self._connection is not None:
+            if subscription.state is State.LIVE and self._connection is not None:
                 subscription.deaf_since = self._clock.seconds()
                 self._unwanted.append(key)
             del self._by_key[key]
@@ -519,11 +490,11 @@ class Subscriptions:
         self._soon()
         return released
 
-    def adopt(self, subscriptions: Iterable[_Subscription]) -> None:
+    def adopt(self, subscriptions: Iterable[Subscription]) -> None:
         """Take in what ``release`` of another server has given."""
         for subscription in subscriptions:
             self._counters.subscribed_channels += 1
-            subscription.state = _State.WANTED
+            subscription.state = State.WANTED
             self._by_key[subscription.key] = self._wanted[subscription.key] = subscription
             if subscription.follower is not None:
                 self._repair.adopt(subscription.follower)
@@ -535,7 +506,7 @@ class Subscriptions:
                 self._fail_waiters(subscription, HubUnavailable(self._hub, "this shard is stopping"))
         self._soon()
 
-    def _forbid(self, subscription: _Subscription, error: ReplyError) -> None:
+    def _forbid(self, subscription: Subscription, error: ReplyError) -> None:
         self.log.error("channel {channel}: {error}", channel=subscription.channel, error=error)
         self._lingering.pop(subscription.key, None)
         self._forget(subscription)
@@ -558,13 +529,13 @@ class Subscriptions:
         for waiter in waiters:
             waiter.errback(error)
 
-    def _fail_waiters(self, subscription: _Subscription, error: HubError) -> None:
+    def _fail_waiters(self, subscription: Subscription, error: HubError) -> None:
         waiters = subscription.waiters + subscription.position_waiters
         subscription.waiters, subscription.position_waiters = [], []
         for waiter in waiters:
             waiter.errback(error)
 
-    def _forget(self, subscription: _Subscription) -> None:
+    def _forget(self, subscription: Subscription) -> None:
         del self._by_key[subscription.key]
         self._wanted.pop(subscription.key, None)
         self._elsewhere.pop(subscription.key, None)
@@ -579,7 +550,7 @@ class Subscriptions:
             self._flight_deadline.cancel()
         self._flight_deadline = None
 
-    def _linger(self, subscription: _Subscription) -> None:
+    def _linger(self, subscription: Subscription) -> None:
         subscription.linger_until = self._clock.seconds() + self._linger_seconds
         self._lingering[subscription.key] = subscription
 
@@ -590,10 +561,10 @@ class Subscriptions:
         dropped = []
         for subscription in list(due):
             del self._lingering[subscription.key]
-            if subscription.state is _State.ASKED:
+            if subscription.state is State.ASKED:
                 self._linger(subscription)  # its confirmation is on the way; an UNSUBSCRIBE belongs after it
                 continue
-            if subscription.state is _State.LIVE:
+            if subscription.state is State.LIVE:
                 self._unwanted.append(subscription.key)
             self._forget(subscription)
             dropped.append(subscription)

@@ -89,12 +89,12 @@ def command(
 
     try:
         is_fleet = isinstance(shards, ShardRange) and shards.first < shards.last
-        address = check_hub(reactor, settings.hub, is_fleet, os.environ)
+        hub = check_hub(reactor, settings.hub, is_fleet, os.environ)
     except HubMisconfigured as error:
         raise _Fault(USAGE, str(error)) from error
     tls = _tls(settings)
     if check:
-        click.echo(f"ok: shard {settings.node.shard}, hub {address.name}")
+        click.echo(f"ok: shard {settings.node.shard}, hub {hub}")
         return CLEAN
     if isinstance(shards, ShardRange):
         return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))

@@ -2,7 +2,7 @@
 
 memory:      a hub inside this process
 embedded:    the Redis hub on the private Valkey of this machine, of which the shard becomes a user
-redis…       the Redis hub; redis+cluster:// that on a cluster
+redis…       the Redis hub; redis+cluster:// that on a cluster; several that on several servers
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.threads import deferToThreadPool
 
-from spread.hub.address import HubAddress, parse_hub_address
-from spread.hub.api import Hub
+from spread.hub.address import HubAddress, parse_hub_addresses
+from spread.hub.api import Hub, HubCounters
 from spread.hub.cluster import ClusterHub
 from spread.hub.embedded import EmbeddedEndpoint, EmbeddedServer, default_home
 from spread.hub.errors import HubMisconfigured
@@ -23,6 +23,7 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.publish import JournalLimits
 from spread.hub.redis import RedisHub, RedisHubSettings
 from spread.hub.replicas import wait_seconds
+from spread.hub.several import SeveralHub
 from spread.hub.topology import TlsFiles, endpoint_of, server_endpoints
 from spread.node.settings import HubSettings
 
@@ -38,12 +39,19 @@ class OpenedHub:
     """Find or start the server, where it is ours; may take as long as its data takes to load."""
 
 
-def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapping[str, str]) -> HubAddress:
-    """Everything that can be known to be wrong without connecting.
+def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapping[str, str]) -> str:
+    """Everything that can be known to be wrong without connecting. Gives the name of the hub.
 
     :raises HubMisconfigured: the URL, a TLS file or the home of the embedded server cannot work.
     """
-    address = parse_hub_address(settings.url)
+    addresses = parse_hub_addresses(settings.url)
+    for address in addresses:
+        _check_address(reactor, address, settings, is_fleet)
+    embedded_server(settings, environ)
+    return ",".join(address.name for address in addresses)
+
+
+def _check_address(reactor: Any, address: HubAddress, settings: HubSettings, is_fleet: bool) -> None:
     if address.scheme == "memory" and is_fleet:
         raise HubMisconfigured("hub: memory: joins no shards; for several use embedded: or redis://…")
     if address.scheme in ("memory", "embedded") and settings.min_replicas:
@@ -55,8 +63,6 @@ def check_hub(reactor: Any, settings: HubSettings, is_fleet: bool, environ: Mapp
         )
     if address.scheme not in ("memory", "embedded"):
         endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
-    embedded_server(settings, environ)
-    return address
 
 
 def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> EmbeddedServer | None:
@@ -64,7 +70,7 @@ def embedded_server(settings: HubSettings, environ: Mapping[str, str]) -> Embedd
 
     :raises HubMisconfigured: its home cannot work.
     """
-    if parse_hub_address(settings.url).scheme != "embedded":
+    if parse_hub_addresses(settings.url)[0].scheme != "embedded":
         return None
     return EmbeddedServer(default_home(environ), fsync=settings.embedded_fsync)
 
@@ -84,7 +90,7 @@ def open_hub(
         that there is nothing to check.
     :raises HubMisconfigured: the URL or a TLS file cannot work.
     """
-    address = parse_hub_address(settings.url)
+    address, *others = parse_hub_addresses(settings.url)
     if address.scheme == "memory":
         exchange = Exchange(
             reactor,
@@ -119,8 +125,15 @@ def open_hub(
         return OpenedHub(ClusterHub(reactor, address, node, incarnation, redis), lambda: succeed(None))
     server = embedded_server(settings, environ)
     if server is None:
-        endpoint = endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
-        return OpenedHub(RedisHub(reactor, address, endpoint, incarnation, redis), lambda: succeed(None))
+
+        def on(address: HubAddress) -> RedisHub:
+            endpoint = endpoint_of(reactor, address, _tls(settings), settings.reply_seconds)
+            return RedisHub(reactor, address, endpoint, incarnation, redis, counters=counters)
+
+        counters = HubCounters() if others else None
+        hubs = [on(each) for each in (address, *others)]
+        whole = hubs[0] if counters is None else SeveralHub(reactor, hubs, counters)
+        return OpenedHub(whole, lambda: succeed(None))
 
     def in_thread(function: Callable[[], None]) -> Callable[[], Deferred[None]]:
         return lambda: deferToThreadPool(reactor, reactor.getThreadPool(), function)

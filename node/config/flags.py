@@ -26,6 +26,7 @@ from spread.node.settings.kinds import format_duration, is_duration, is_secret
 
 __all__ = [
     "FLAGS",
+    "SEVERAL",
     "SHORT",
     "Flag",
     "SettingsCommand",
@@ -42,6 +43,9 @@ Default = bool | float | int | str | tuple[Any, ...]
 
 SHORT: dict[str, str] = {"hub.url": "hub", "text.listen": "text"}
 """Flags that are not made from the name of their setting."""
+
+SEVERAL = frozenset({"hub.url"})
+"""Settings that may be given several times, or as a list in a file: it becomes one text, with spaces."""
 
 _METAVARS: dict[str, str] = {
     "node.shard": "N|A-B|auto",
@@ -257,7 +261,8 @@ def options(function: _Function) -> _Function:
 def given(parameters: Mapping[str, object]) -> dict[str, str | bool]:
     """From a command's keyword arguments, the settings that were given as flags, by key."""
     values = ((flag.key, parameters.get(flag.parameter)) for flag in FLAGS)
-    return {key: value for key, value in values if isinstance(value, str | bool)}
+    found = ((key, " ".join(value) or None if isinstance(value, tuple) else value) for key, value in values)
+    return {key: value for key, value in found if isinstance(value, str | bool)}
 
 
 def _option(flag: Flag) -> Callable[[_Function], _Function]:
@@ -268,7 +273,13 @@ def _option(flag: Flag) -> Callable[[_Function], _Function]:
         names = f"{flag.flag}/--no-{flag.flag.removeprefix('--')}"
         return click.option(names, flag.parameter, default=None, help=help)
     return click.option(
-        flag.flag, flag.parameter, type=click.STRING, default=None, metavar=_metavar(flag), help=help
+        flag.flag,
+        flag.parameter,
+        type=click.STRING,
+        default=None,
+        multiple=flag.key in SEVERAL,
+        metavar=_metavar(flag),
+        help=help,
     )
 
 

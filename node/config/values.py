@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from spread.node.config.flags import Flag
+from spread.node.config.flags import SEVERAL, Flag
 from spread.node.logs import one_line
 from spread.node.settings.kinds import parse_duration
 
@@ -80,6 +80,8 @@ def checked(flag: Flag, value: object, origin: str, given: object) -> Any:
     """
     if any("\ud800" <= character <= "\udfff" for text in _texts(value) for character in text):
         raise ConfigError(origin, "is not valid UTF-8 text")
+    if flag.key in SEVERAL and isinstance(value, list) and value and _texts(value) == value:
+        value = " ".join(value)
     if flag.kind == "list" and isinstance(value, list):
         # The item that is wrong says more than the whole.
         choices = flag.choices

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from spread.hub.server import MAX_PUBLICATION_BYTES
 from spread.hub.roster import HEARTBEAT_SECONDS, LEASE_SECONDS
+from spread.hub.server import MAX_PUBLICATION_BYTES
 from spread.node import cli
 from spread.node.addresses import LAST_SHARD
 from spread.node.child import KILL_AFTER_SECONDS

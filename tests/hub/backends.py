@@ -20,11 +20,12 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.hub.process import this_process
 from spread.hub.reactor import Endpoint
 from spread.hub.redis import RedisHub
+from spread.hub.several import SeveralHub
 from tests.hub.clusters import ValkeyCluster
 from tests.hub.servers import Valkey
-from tests.hub.shards import Shard, cluster_shard, eventually, reactor, redis_shard
+from tests.hub.shards import Shard, cluster_shard, eventually, reactor, redis_shard, several_shard
 
-__all__ = ["Backend", "OnCluster", "OnFakeredis", "OnMemory", "OnValkey"]
+__all__ = ["Backend", "OnCluster", "OnFakeredis", "OnMemory", "OnSeveral", "OnValkey"]
 
 
 class Backend:
@@ -125,7 +126,7 @@ class OnValkey(Backend):
         cls.server.close()
 
     def setUp(self) -> None:
-        if self.server._process is None:
+        if not self.server.is_running:
             self.server.start()
         self.server.command("FLUSHALL")
 
@@ -145,6 +146,54 @@ class OnValkey(Backend):
     async def gone(self, shard: Shard) -> None:
         channel = f"spread:control:{shard.identity.incarnation}"
         await eventually(lambda: self.server.receivers(channel) == 0)
+
+
+class OnSeveral(Backend):
+    """Two servers with a part of the channels each, for all cases of a class."""
+
+    valkeys: list[Valkey]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        durable = ["appendonly yes", "appendfsync always"]
+        cls.valkeys = [Valkey(extra=durable).start() for _ in range(2)]
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        for server in cls.valkeys:
+            server.close()
+
+    def setUp(self) -> None:
+        for server in self.valkeys:
+            if not server.is_running:
+                server.start()
+            server.command("FLUSHALL")
+        self.made: list[Shard] = []
+
+    def make_shard(self, **settings: Any) -> Shard:
+        shard = several_shard([server.url for server in self.valkeys], **settings)
+        self.made.append(shard)
+        return shard
+
+    async def take_away(self, *shards: Shard) -> None:
+        for server in self.valkeys:
+            server.kill()
+        for shard in shards or self.made:
+            assert isinstance(shard.hub, SeveralHub)
+            for hub in shard.hub.hubs:
+                await eventually(lambda hub=hub: not hub.is_live and hub.server.commands.protocol is None)
+
+    def give_back(self) -> None:
+        for server in self.valkeys:
+            server.start()
+
+    async def gone(self, shard: Shard) -> None:
+        channel = f"spread:control:{shard.identity.incarnation}"
+        await eventually(lambda: self.receivers(channel) == 0)
+
+    def receivers(self, channel: str) -> int:
+        """How many connections are subscribed to a Redis channel, wherever it is."""
+        return sum(server.receivers(channel) for server in self.valkeys)
 
 
 class OnCluster(Backend):

@@ -94,6 +94,11 @@ class Valkey:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """It was started, and neither killed nor closed since."""
+        return self._process is not None
+
+    @property
     def url(self) -> str:
         """As ``--hub`` takes it, with the password if there is one."""
         credentials = f":{self.password}@" if self.password else ""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import deferLater
 
-from spread.hub.address import parse_hub_address
+from spread.hub.address import parse_hub_address, parse_hub_addresses
 from spread.hub.api import (
     PLAIN,
     Event,
     Format,
     History,
     Hub,
+    HubCounters,
     Load,
     Position,
     Publication,
@@ -28,6 +29,7 @@ from spread.hub.process import this_process
 from spread.hub.publish import JournalLimits
 from spread.hub.reactor import Endpoint
 from spread.hub.redis import RedisHub, RedisHubSettings
+from spread.hub.several import SeveralHub
 from spread.hub.topology import TlsFiles, endpoint_of, server_endpoints
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "pause",
     "reactor",
     "redis_shard",
+    "several_shard",
 ]
 
 reactor = cast(Any, global_reactor)
@@ -146,6 +149,7 @@ def redis_shard(
     publish_seconds: float = 5.0,
     max_publications: int = 100_000,
     max_bytes: int = 32 << 20,
+    min_replicas: int = 0,
     identity: ShardIdentity | None = None,
     **settings: Any,
 ) -> Shard:
@@ -158,9 +162,39 @@ def redis_shard(
         address,
         endpoint or endpoint_of(reactor, address, tls or TlsFiles(), 3.0),
         identity.incarnation,
-        RedisHubSettings(journal=JournalLimits(publish_seconds, max_publications, max_bytes), **settings),
+        RedisHubSettings(
+            journal=JournalLimits(publish_seconds, max_publications, max_bytes, min_replicas), **settings
+        ),
     )
     return Shard(hub, identity)
+
+
+def several_shard(
+    urls: Sequence[str],
+    *,
+    publish_seconds: float = 5.0,
+    max_publications: int = 100_000,
+    max_bytes: int = 32 << 20,
+    identity: ShardIdentity | None = None,
+    **settings: Any,
+) -> Shard:
+    """A shard on a hub of several servers, not started."""
+    identity = identity or this_process("test")
+    settings.setdefault("linger_seconds", 0.2)
+    limits = JournalLimits(publish_seconds, max_publications, max_bytes)
+    counters = HubCounters()
+    hubs = [
+        RedisHub(
+            reactor,
+            address,
+            endpoint_of(reactor, address, TlsFiles(), 3.0),
+            identity.incarnation,
+            RedisHubSettings(journal=limits, **settings),
+            counters=counters,
+        )
+        for address in parse_hub_addresses(" ".join(urls))
+    ]
+    return Shard(SeveralHub(reactor, hubs, counters), identity)
 
 
 def cluster_shard(
@@ -194,15 +228,20 @@ def cluster_shard(
 
 def deafened(shard: Shard) -> Callable[[], None]:
     """A shard on Redis hears no message of its channels until what this gives is called."""
-    assert isinstance(shard.hub, RedisHub)
-    connection = shard.hub.server.hearing.protocol
-    assert isinstance(connection, SubscriberProtocol)
-    hear = connection.message
+    hub = shard.hub
+    hubs = hub.hubs if isinstance(hub, SeveralHub) else [hub]
+    before = []
+    for each in hubs:
+        assert isinstance(each, RedisHub)
+        connection = each.server.hearing.protocol
+        assert isinstance(connection, SubscriberProtocol)
+        before.append((connection, connection.message))
+        connection.message = lambda key, payload: None
 
     def again() -> None:
-        connection.message = hear
+        for connection, hear in before:
+            connection.message = hear
 
-    connection.message = lambda key, payload: None
     return again
 
 

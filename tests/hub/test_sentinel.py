@@ -181,6 +181,27 @@ class Behind(_Cases):
         self.assertEqual([each.offset for each in kept], list(range(1, 12)))
         self.assertEqual(len({each.epoch for each in kept}), 1)
 
+    async def test_what_replicas_had_is_not_lost(self) -> None:
+        old, new = self.pair()
+        stub = StubSentinel(old.port)
+        self.addCleanup(stub.stop)
+        shard = await self.shard(stub.url, publish_seconds=30.0, min_replicas=1)
+        epoch = (await shard.follow("a", KEPT)).epoch
+        for number in range(1, 6):
+            await shard.publish("a", b"%d" % number, history=KEPT)
+        old.kill()
+        new.command("REPLICAOF", "NO", "ONE")
+        stub.master_port = new.port
+        # It has no replica any more, so that nothing is acknowledged; but it is kept, and heard.
+        shard.publish("a", b"6", history=KEPT).addErrback(lambda failure: failure.trap(HubUnavailable))
+        await eventually(lambda: b"6" in shard.receiver.on("a"))
+        self.assertEqual(shard.receiver.offsets("a"), [1, 2, 3, 4, 5, 6])
+        stream = await shard.hub.history("a", KEPT, since=Position(epoch, 3), limit=-1)
+        self.assertNotEqual(stream.position.epoch, epoch)
+        self.assertEqual([each.offset for each in stream.publications], [4, 5, 6])
+        for offset, goes_on in ((3, True), (5, True), (6, False)):
+            self.assertEqual(stream.continues(Position(epoch, offset)), goes_on, offset)
+
     async def test_a_restart_from_the_file_changes_nothing(self) -> None:
         server = self.valkey(extra=["appendonly yes", "appendfsync always"])
         shard = await self.shard(server.url, "b", publish_seconds=30.0)

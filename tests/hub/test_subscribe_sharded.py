@@ -59,6 +59,7 @@ class Server:
             repair=self.repair,
             restored=restored,
             dialect=SHARDED,
+            is_part=True,
         )
         self.moved: list[tuple[str, str]] = []
         self.subscriptions.moved = lambda channel, why: self.moved.append((channel, why))
