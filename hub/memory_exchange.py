@@ -39,18 +39,16 @@ class Exchange:
     def cut(self) -> None:
         """Take the hub away from all shards, and what is on its way to them."""
         self.is_cut = True
-        for hub in self.hubs:
-            hub.inbox.lose()
+        self._heard_until = {hub: hub.inbox.lose() for hub in self.hubs}
         self.switchboard.cut()
-        self._cut_at = self.clock.seconds()
 
     def restore(self) -> None:
         """Give it back: what waited is taken, in the order it was published by each shard."""
         self.is_cut = False
         self.switchboard.restore()
-        seconds = self.clock.seconds() - self._cut_at
+        now = self.clock.seconds()
         for hub in list(self.hubs):
-            hub.hears_again(seconds)
+            hub.hears_again(now - self._heard_until[hub])
         for hub in list(self.hubs):
             hub.speaks_again()
 

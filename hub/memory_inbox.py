@@ -25,6 +25,7 @@ class MemoryInbox:
         self._counters = counters
         self._receiver: Receiver | None = None
         self._waiting: deque[tuple[str, Event]] = deque()
+        self._waits_since = 0.0
         self._turn: Timer | None = None
         self._is_paused = False
         self._followed: dict[str, tuple[Place, History]] = {}
@@ -43,12 +44,14 @@ class MemoryInbox:
 
     def arrive(self, channel: str, event: Event) -> None:
         """To be handed over in a turn of the reactor to come, in this order."""
-        self._waiting.append((channel, event))
+        self._put(channel, event)
         self._soon()
 
-    def lose(self) -> None:
-        """What has not been handed over never will be."""
+    def lose(self) -> float:
+        """What has not been handed over never will be. Gives when the first of it came; now, if nothing waits."""
+        since = self._waits_since if self._waiting else self._clock.seconds()
         self._waiting.clear()
+        return since
 
     def pause(self) -> None:
         """Hand over nothing until ``resume``."""
@@ -96,10 +99,15 @@ class MemoryInbox:
         for channel, (place, history) in self._followed.items():
             for event in self._streams.since(channel, history, place):
                 self._counters.repaired += isinstance(event, Publication)
-                self._waiting.append((channel, event))
+                self._put(channel, event)
         self._soon()
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _put(self, channel: str, event: Event) -> None:
+        if not self._waiting:
+            self._waits_since = self._clock.seconds()
+        self._waiting.append((channel, event))
 
     def _soon(self) -> None:
         if self._turn is None and self._waiting and not self._is_paused:

@@ -45,6 +45,14 @@ def from_json(tree: object) -> Settings:
     return load(file="spread.json", environ={}, flags={})
 
 
+def test_several_hubs_are_a_list_in_a_file_and_have_spaces_between_them_elsewhere(here: Path) -> None:
+    several = "redis://a redis://b"
+    assert from_json({"hub": {"url": ["redis://a", "redis://b"]}}).hub.url == several
+    assert from_environment(SPREAD_HUB=several).hub.url == several
+    with pytest.raises(ConfigError, match=r"hub.url: must be text"):
+        from_json({"hub": {"url": []}})
+
+
 # --- which source wins ------------------------------------------------------------------------------
 
 
@@ -618,7 +626,8 @@ def test_what_is_left_of_a_url_is_shown() -> None:
     "tree",
     [
         {"hub": URL},
-        {"hub": {"url": [URL]}},
+        {"hub": {"url": [URL, 1]}},
+        {"hub": {"url": [[URL]]}},
         {"hub": {"url": {"a": URL}}},
         {"hub": {URL: 1}},
         {URL: {}},

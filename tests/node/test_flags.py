@@ -140,6 +140,10 @@ def test_values_are_passed_on_as_they_were_written() -> None:
     ]
 
 
+def test_the_hub_may_be_given_several_times() -> None:
+    assert run("--hub", "redis://a", "--hub=redis://b").output == "hub.url='redis://a redis://b'\n"
+
+
 def test_a_choice_is_left_to_the_configuration() -> None:
     assert run("--log-level", "loud").output == "node.log_level='loud'\n"
 

@@ -11,6 +11,7 @@ from twisted.internet import reactor
 from spread.hub.errors import HubMisconfigured
 from spread.hub.memory import MemoryHub
 from spread.hub.redis import RedisHub
+from spread.hub.several import SeveralHub
 from spread.node.hubs import check_hub, embedded_server, open_hub
 from spread.node.settings import HubSettings
 
@@ -23,13 +24,14 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 
 def check(url: str, is_fleet: bool = False, environ: dict[str, str] | None = None, **settings: Any) -> str:
-    return check_hub(reactor, HubSettings(url=url, **settings), is_fleet, environ or {}).name
+    return check_hub(reactor, HubSettings(url=url, **settings), is_fleet, environ or {})
 
 
 def test_what_can_work() -> None:
     assert check("memory:") == "memory"
     assert check("embedded:", environ={"SPREAD_HOME": "/tmp/x"}) == "embedded"
     assert check("redis://:secret@127.0.0.1:1", is_fleet=True) == "redis://127.0.0.1:1"
+    assert check("redis://:secret@a redis://b", is_fleet=True) == "redis://a:6379,redis://b:6379"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,8 @@ def test_what_can_work() -> None:
         ("http://127.0.0.1", {}, "hub"),
         ("rediss://127.0.0.1:1", {"tls_ca": "/nowhere/ca.pem"}, "/nowhere/ca.pem"),
         ("redis://127.0.0.1:1", {"tls_ca": "/x"}, "write rediss://"),
+        ("redis://127.0.0.1:1 rediss://127.0.0.1:2", {"tls_ca": "/x"}, "write rediss://"),
+        ("redis://127.0.0.1:1 memory:", {}, "memory: is a hub by itself"),
     ],
 )
 def test_what_cannot_work(url: str, how: dict[str, Any], words: str) -> None:
@@ -65,6 +69,13 @@ def test_hubs_are_opened_and_not_started(url: str, kind: type, home: dict[str, s
     assert isinstance(opened.hub, kind)
     assert not opened.hub.is_live
     assert opened.hub.name == url.removesuffix(":")
+
+
+def test_several_servers_are_one_hub_with_one_set_of_counters(home: dict[str, str]) -> None:
+    hub = open_hub(reactor, HubSettings(url="redis://a:1 rediss://b:2"), INCARNATION, home).hub
+    assert isinstance(hub, SeveralHub)
+    assert hub.name == "redis://a:1,rediss://b:2"
+    assert all(each.counters is hub.counters for each in hub.hubs)
 
 
 def test_what_needs_no_preparation(home: dict[str, str]) -> None:
