@@ -284,7 +284,7 @@ class Incumbent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HubCounters(msgspec.Struct, kw_only=True):
-    """What a hub counts for the metrics; plain numbers that only grow, but for the last five."""
+    """What a hub counts for the metrics; plain numbers that only grow, but for the last six."""
 
     published: int = 0
     publish_retries: int = 0
@@ -313,6 +313,7 @@ class HubCounters(msgspec.Struct, kw_only=True):
     journal_publications: int = 0
     journal_bytes: int = 0
     groups: int = 0
+    servers_away: int = 0
 
 
 class Channels(Protocol):

@@ -143,7 +143,9 @@ class MemoryInbox:
             if event.epoch == place.epoch and event.offset <= place.offset:
                 return  # it was handed over already
             if event.epoch != place.epoch or event.offset != place.offset + 1:
-                events = self._streams.since(channel, history, place)
+                # What comes after it is on its way, and so is what has no offset and stands between.
+                missing = self._streams.since(channel, history, place)
+                events = [each for each in missing if _is_up_to(each, event)]
                 missed = sum(isinstance(each, Publication) for each in events) - 1
                 self._counters.repaired += max(0, missed)
         for each in events:
@@ -153,3 +155,10 @@ class MemoryInbox:
             elif isinstance(each, Publication) and each.offset:
                 place.offset = each.offset
             self._hand_over(receiver, channel, each)
+
+
+def _is_up_to(missing: Event, event: Publication) -> bool:
+    """It is of the same stream, and does not come after the event."""
+    if isinstance(missing, Broken):
+        return missing.position.epoch == event.epoch
+    return isinstance(missing, Publication) and missing.epoch == event.epoch and missing.offset <= event.offset

@@ -169,6 +169,8 @@ class Server:
         # While ``start`` waits: told when a link comes up, and what went wrong.
         self._became_live: Callable[[], None] = _nothing
         self._start_failed: Callable[[HubError], None] = lambda error: None
+        self._is_away = True
+        self.counters.servers_away += 1
         # Links that were up before: the first time is a start, not a reconnect.
         self._seen: set[Link] = set()
 
@@ -266,6 +268,9 @@ class Server:
         if self.subscriptions is not None:
             self.subscriptions.stop()
         await gatherResults([self.commands.stop(), self.hearing.stop()])
+        if self._is_away:  # and is none any more
+            self._is_away = False
+            self.counters.servers_away -= 1
 
     def begin_anew(self, reason: str) -> None:
         """Connect again, both links: the endpoint leads to another server."""
@@ -287,6 +292,7 @@ class Server:
             self.repair.commands_up()
         self.gathering.key = self._hearing_key_of()
         self.gathering.wait(connection, lambda: self.journal.link_up(connection))
+        self._count_away()
         self._became_live()
 
     def _commands_down(self, reason: str) -> None:
@@ -295,9 +301,11 @@ class Server:
         self.journal.link_down()
         if self.repair is not None:
             self.repair.commands_down()
+        self._count_away()
         self._note_down("commands", reason)
 
     def _hears_again(self) -> bytes | None:
+        self._count_away()
         if not isinstance(self.hearing.protocol, SubscriberProtocol):
             return None
         self.gathering.key = self._hearing_key_of()
@@ -322,6 +330,7 @@ class Server:
         if self._paused:
             connection.pause()
         self._probe.watch(connection)
+        self._count_away()
         self._became_live()
 
     def _hearing_down(self, reason: str) -> None:
@@ -330,7 +339,13 @@ class Server:
         self.gathering.hear_no_more()
         self.subscriptions.link_down()
         self.hearing_down(reason)
+        self._count_away()
         self._note_down("subscriber", reason)
+
+    def _count_away(self) -> None:
+        if self._is_away is self.is_live:
+            self._is_away = not self.is_live
+            self.counters.servers_away += 1 if self._is_away else -1
 
     def _note_up(self, link: Link, what: str) -> None:
         if link in self._seen:

@@ -124,6 +124,7 @@ _HUB_GAUGES = {
     "journal_publications": "Publications not yet taken by the hub.",
     "journal_bytes": "Bytes of publications not yet taken by the hub.",
     "groups": "Primaries of a cluster that this shard is connected to, or tries to be.",
+    "servers_away": "Servers of the hub, or primaries of a cluster, whose channels wait.",
 }
 
 

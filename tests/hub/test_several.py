@@ -107,7 +107,9 @@ class Several(TestCase):
         here, gone = self.on(shard, 0), self.on(shard, 1)
         for channel in (here, gone):
             await shard.follow(channel, KEPT)
+        self.assertEqual(shard.hub.counters.servers_away, 0)
         await self.away(shard, 1)
+        self.assertEqual(shard.hub.counters.servers_away, 1)
         self.assertTrue(shard.hub.is_live)
         error = await self.assertFailure(shard.publish(gone, b"x", history=KEPT), HubUnavailable)
         self.assertIn(self.servers[1].url, str(error))
@@ -123,6 +125,9 @@ class Several(TestCase):
         await shard.publish(gone, b"z", history=KEPT)
         await eventually(lambda: b"z" in shard.receiver.on(gone))
         self.assertEqual(len(shard.receiver.windows), 1)
+        self.assertEqual(shard.hub.counters.servers_away, 0)
+        await shard.hub.stop()
+        self.assertEqual(shard.hub.counters.servers_away, 0)
 
     async def test_the_first_one_is_no_more_needed_than_the_others(self) -> None:
         shard, other = await self.entered(), await self.entered()
