@@ -11,6 +11,7 @@
     rediss+cluster://...                               the same over TLS, verified
 
 Several, with spaces between them, are one hub (``several``): plain servers, or masters that Sentinels name.
+Their names place channels on them; ``?name=NAME`` gives one that does not change with the address.
 
 Credentials are percent-decoded, so that a password may hold any character.
 """
@@ -57,6 +58,8 @@ class HubAddress:
     password: str | None = field(default=None, repr=False)
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
+    label: str = ""
+    """What it is called among several, whatever its address."""
 
     @property
     def is_tls(self) -> bool:
@@ -92,6 +95,7 @@ def parse_hub_addresses(text: str) -> tuple[HubAddress, ...]:
     if len(addresses) > MAX_SERVERS:
         raise HubMisconfigured(f"hub: {len(addresses)} servers; {MAX_SERVERS} at most can be one hub")
     places: dict[object, str] = {}
+    labels: set[str] = set()
     for address in addresses:
         if address.scheme in ("memory", "embedded"):
             raise HubMisconfigured(
@@ -108,6 +112,9 @@ def parse_hub_addresses(text: str) -> tuple[HubAddress, ...]:
         if place in places:
             raise HubMisconfigured(f"hub: {places[place]} and {address.name} are one server; name it once")
         places[place] = address.name
+        if (label := address.label or address.name) in labels:
+            raise HubMisconfigured(f"hub: two servers have the name {label!r}")
+        labels.add(label)
     return addresses
 
 
@@ -154,7 +161,7 @@ def parse_hub_address(text: str) -> HubAddress:
         return _unix(unquote(parts.path), location, query, user, secret)
     if scheme.endswith("+sentinel"):
         return _sentinel(scheme, location, parts.path, query, user, secret)
-    _no_other(query, ())
+    _no_other(query, () if scheme.endswith("+cluster") else ("name",))
     hosts = _hosts(location, _REDIS_PORT)
     if scheme.endswith("+cluster"):
         if parts.path.removeprefix("/"):
@@ -167,14 +174,19 @@ def parse_hub_address(text: str) -> HubAddress:
             f"hub: {scheme}:// takes one host; several are for redis+sentinel:// and redis+cluster://"
         )
     return HubAddress(
-        scheme, hosts, db=_database(parts.path.removeprefix("/")), username=user, password=secret
+        scheme,
+        hosts,
+        db=_database(parts.path.removeprefix("/")),
+        username=user,
+        password=secret,
+        label=query.get("name", ""),
     )
 
 
 def _unix(
     path: str, location: str, query: Mapping[str, str], user: str | None, secret: str | None
 ) -> HubAddress:
-    _no_other(query, ("db", "username", "password"))
+    _no_other(query, ("db", "username", "password", "name"))
     if location or not path.startswith("/"):
         raise HubMisconfigured("hub: redis+unix:// takes an absolute path: redis+unix:///run/redis.sock")
     if len(path.encode()) > 107:
@@ -185,13 +197,14 @@ def _unix(
         db=_database(query.get("db", "")),
         username=user or query.get("username"),
         password=secret if secret is not None else query.get("password"),
+        label=query.get("name", ""),
     )
 
 
 def _sentinel(
     scheme: str, location: str, path: str, query: Mapping[str, str], user: str | None, secret: str | None
 ) -> HubAddress:
-    _no_other(query, ("sentinel_username", "sentinel_password"))
+    _no_other(query, ("sentinel_username", "sentinel_password", "name"))
     service, _, database = path.removeprefix("/").partition("/")
     if not service:
         raise HubMisconfigured(f"hub: {scheme}:// needs the name of the master: {scheme}://host:26379/name")
@@ -204,6 +217,7 @@ def _sentinel(
         password=secret,
         sentinel_username=query.get("sentinel_username"),
         sentinel_password=query.get("sentinel_password"),
+        label=query.get("name", ""),
     )
 
 

@@ -65,6 +65,8 @@ class RedisHub(Registered):
         counters: HubCounters | None = None,
     ) -> None:
         self.name = address.name
+        self.label = address.label or address.name
+        """Its name among several."""
         self.came_up: Callable[[], None] = lambda: None
         """Called when commands can be given."""
         self._reactor = reactor

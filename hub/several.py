@@ -2,8 +2,8 @@
 
 Each server is a whole hub of its own for its channels (``redis.RedisHub``): links, journal, subscriptions,
 presence, the register of this shard's clients, lives, and so the clearing up after dead shards.
-``rendezvous`` says where a channel is, from the names of the servers: their URLs without credentials. So all
-shards must name the same servers, and name them alike; in which order does not matter to channels.
+``rendezvous`` says where a channel is, from the names of the servers: their URLs without credentials, unless
+they are given names. So all shards must name the same servers, and name them alike, in whatever order.
 
 What belongs to the shard as a whole is wherever it can be:
 
@@ -55,7 +55,7 @@ class _Server:
 class SeveralHub(Routed):
     """See ``api.Hub`` for the promises; those of a channel are its server's.
 
-    :param hubs: two or more, with different names, which share their counters.
+    :param hubs: two or more, with different labels, which share their counters.
     """
 
     log = Logger("spread.hub.several")
@@ -67,7 +67,7 @@ class SeveralHub(Routed):
         self._reactor = reactor
         self._servers = [_Server(hub) for hub in hubs]
         self._hubs = list(hubs)
-        self._place = Rendezvous([hub.name for hub in hubs]).place
+        self._place = Rendezvous([hub.label for hub in hubs]).place
         self._number: int | None = None
         self._identity: ShardIdentity | None = None
         self._entered: tuple[Callable[[], Load], Callable[[Incumbent], None]] | None = None

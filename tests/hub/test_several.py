@@ -93,6 +93,19 @@ class Several(TestCase):
         self.assertEqual(len(there[0]) + len(there[1]), 40)
         self.assertTrue(all(len(keys) > 8 for keys in there), there)
 
+    async def test_servers_have_names_of_their_own(self) -> None:
+        one = await self.started(f"{self.urls[0]}?name=x", f"{self.urls[1]}?name=y")
+        ports = [server.port for server in self.servers]
+        other = await self.started(
+            f"redis://localhost:{ports[0]}?name=x", f"redis://localhost:{ports[1]}?name=y"
+        )
+        channels = [f"c{number}" for number in range(20)]
+        for channel in channels:
+            await other.hub.subscribe(channel)
+            await one.publish(channel, channel.encode())
+        for channel in channels:
+            await other.hears(channel, [channel.encode()])
+
     async def test_a_shard_subscribes_where_the_channel_is(self) -> None:
         shard = await self.started()
         channel = self.on(shard, 1)
@@ -321,6 +334,12 @@ class Addresses(TestCase):
         self.assertNotIn("secret", self.wrong("redis://a/0", "redis://:secret@a:6379/1"))
         self.assertIn("name it once", self.wrong("redis+unix:///a", "redis+unix:///a?db=2"))
         self.assertIn("name it once", self.wrong("redis+sentinel://a,b/m", "redis+sentinel://b,a/m"))
+
+    def test_names(self) -> None:
+        urls = "redis://a?name=x", "redis+unix:///b?name=y", "redis+sentinel://c/m?name=z"
+        self.assertEqual([each.label for each in parse_hub_addresses(" ".join(urls))], ["x", "y", "z"])
+        self.assertIn("two servers have the name 'x'", self.wrong("redis://a?name=x", "redis://b?name=x"))
+        self.assertIn("unknown parameter", self.wrong("redis+cluster://a?name=x"))
 
     def test_too_many(self) -> None:
         urls = [f"redis://host{number}" for number in range(MAX_SERVERS + 1)]

@@ -1,15 +1,21 @@
-"""Two real shards on one real Valkey, each with an HTTP port of its own, for SDKs to connect to."""
+"""Two real shards on a real hub, each with an HTTP port of its own, for SDKs to connect to.
+
+The hub is one Valkey, or what ``SPREAD_TEST_HUB`` says: ``two`` is two plain Valkeys, ``cluster`` a Valkey
+Cluster of three primaries.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from contextlib import ExitStack
 from typing import Any
 
 import jwt
 
+from tests.hub.clusters import ValkeyCluster
 from tests.hub.servers import Valkey
 from tests.live.processes import READY, Node, home, started
 
@@ -113,9 +119,8 @@ class ApiError(Exception):
 class Shards:
     """Shard 0 and shard 1."""
 
-    def __init__(self, nodes: list[Node], hub: Valkey) -> None:
+    def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
-        self.hub = hub
         self.ports: list[int] = []
         for node in nodes:
             node.wait_ready(1)
@@ -171,11 +176,18 @@ class Shards:
 def running(stack: ExitStack) -> Shards:
     """Both shards, up; they are gone when the stack ends."""
     path = stack.enter_context(home())
-    hub = stack.enter_context(Valkey())
+    urls = hub(stack, os.environ.get("SPREAD_TEST_HUB", "valkey"))
     config = path.parent / "spread.toml"
     config.write_text(CONFIG)
     nodes = [
-        started(stack, "--shard", str(shard), "--hub", hub.url, "--config", str(config), home=path)
-        for shard in (0, 1)
+        started(stack, "--shard", str(shard), *urls, "--config", str(config), home=path) for shard in (0, 1)
     ]
-    return Shards(nodes, hub)
+    return Shards(nodes)
+
+
+def hub(stack: ExitStack, name: str) -> list[str]:
+    """Start it; gives the flags for it."""
+    if name == "cluster":
+        return ["--hub", stack.enter_context(ValkeyCluster(3)).url]
+    servers = [stack.enter_context(Valkey()) for _ in range({"valkey": 1, "two": 2}[name])]
+    return [part for server in servers for part in ("--hub", server.url)]

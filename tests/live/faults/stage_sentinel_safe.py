@@ -1,7 +1,7 @@
 """As ``stage_sentinel``, with shards that acknowledge what a replica has: ``hub.min_replicas = 1``.
 
 A failover loses nothing that was acknowledged, also when the old master goes on beside the new one, cut off
-from the Sentinels alone. Clients that have seen what nobody was acknowledged for, and is gone, are still told.
+from the Sentinels alone. Clients that have seen what was acknowledged to nobody, and is gone, are still told.
 """
 
 from __future__ import annotations

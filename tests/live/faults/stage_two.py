@@ -129,7 +129,10 @@ class TwoStage(Stage):
         return bool(self.servers[server].command("EXISTS", f"{PREFIX}:meta:{{{channel}}}"))
 
     def hub_arguments(self, shard: int) -> list[str]:
-        return [part for gates in self.links for part in ("--hub", f"redis://127.0.0.1:{gates[shard].port}")]
+        ports = [gates[shard].port for gates in self.links]
+        # Each shard has gates of its own, so that the servers need names.
+        urls = [f"redis://127.0.0.1:{port}?name={server}" for server, port in enumerate(ports)]
+        return [part for url in urls for part in ("--hub", url)]
 
     def hub_is_whole(self) -> bool:
         with suppress(OSError, AssertionError, ValkeyError):
