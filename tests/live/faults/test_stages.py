@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from tests.live.faults.run import Options, run
@@ -48,7 +46,11 @@ def test_a_cluster() -> None:
     assert 0 < outcome.ledger.told["recovered=false"] < 24, "channels of the other primaries are well"
 
 
-@pytest.mark.skipif(find_spec("spread.hub.several") is None, reason="one hub only")
+def test_sentinel_and_replicas_that_have_what_is_acknowledged() -> None:
+    outcome = well("sentinel-safe", 84, "master-isolated")
+    assert outcome.ledger.told["recovered=false"] == 0, "replicas had all that anybody had seen"
+
+
 def test_two_servers() -> None:
     outcome = well("two", 83, "one-kill", "one-freeze")
     assert outcome.ledger.told["recovered=false"] == 0

@@ -22,7 +22,7 @@ from tests.live.faults.table import Outcome, printed
 
 __all__ = ["STAGES", "dealt", "main", "merged", "tour"]
 
-STAGES = ("valkey", "shims", "sentinel", "two", "cluster")
+STAGES = ("valkey", "shims", "sentinel", "sentinel-safe", "two", "cluster")
 """All, in the order in which they are gone through."""
 
 
