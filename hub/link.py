@@ -31,6 +31,7 @@ from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -112,6 +113,7 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         self._turn_began = 0.0
         self._deadline: Timer | None = None
         self._is_open = False
+        self._is_direct = False  # the transport is a plain socket of the reactor
         self._cut_reason: str | None = None
         self.generation = b""
         """Of the server's copy of the data, see ``lineage``; b"": not known."""
@@ -130,6 +132,7 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
+        self._is_direct = isinstance(transport, Connection) and not transport.TLS
         self._is_open = True
         self.opened(self)
 
@@ -218,9 +221,19 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         self._outgoing.append(packed)
 
     def _flush(self) -> None:
-        if self._outgoing:
-            outgoing, self._outgoing = self._outgoing, []
-            cast(StreamTransport, self.transport).write(b"".join(outgoing))
+        if not self._outgoing:
+            return
+        outgoing, self._outgoing = self._outgoing, []
+        data = b"".join(outgoing)
+        transport: Any = self.transport
+        # Straight to the socket, 3 µs, if nothing waits before it; ``write`` alone would ask epoll twice, and
+        # send in another turn: 13 µs. What the kernel does not take goes that way, and so do errors.
+        if self._is_direct and not (transport.dataBuffer or transport._tempDataLen):
+            sent = transport.writeSomeData(data)
+            if type(sent) is int and sent > 0:
+                data = data[sent:]
+        if data:
+            cast(StreamTransport, transport).write(data)
 
     def _check_deadline(self) -> None:
         self._deadline = None

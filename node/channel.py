@@ -16,14 +16,15 @@ comes after the position of that moment.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from spread.hub.api import Broken, Event, History, Hub, Joined, Left, Position, Publication
-from spread.node.codec import Codec
+from spread.hub.api import Broken, Event, History, Hub, Position, Publication
+from spread.node.codec import Codec, Encoder
+from spread.node.codec import Event as CodecEvent
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 
@@ -31,6 +32,9 @@ __all__ = ["Channel", "Channels", "Collector", "Member"]
 
 MEMBERS_PER_STEP = 512
 """Members served between two looks at the clock: 512 appends are 0.05–0.1 ms."""
+
+SENDS_PER_STEP = 64
+"""The same where each is served with a ``send`` of its own: 64 are 0.2 ms."""
 
 
 class Member(Protocol):
@@ -198,34 +202,45 @@ class Channel:
 
     # -- events --------------------------------------------------------------------------------------------
 
-    def fan_out(self, event: Event, publisher: int) -> Iterator[None] | None:
+    def fan_out(
+        self, event: Event, publisher: int, further: Sequence[Publication] = (), is_alone: bool = False
+    ) -> Iterator[None] | None:
         """Write an event to all members that it is for, but not to the publisher.
 
         :param publisher: number of the publishing session if it is one of this shard, else 0.
+        :param further: publications of the same publisher that follow this one: all of them are one write to
+            each member, which makes 16 in a row cost 0.3 µs each instead of 0.5.
+        :param is_alone: nothing else is to be delivered in this turn: each member is sent it at once.
         :returns: ``None`` when all is done; else an iterator that does a piece at each step.
         """
         kind = type(event)
         if kind is Publication:
-            return self._publish(event, publisher)  # type: ignore[arg-type]
+            return self._publish(event, publisher, further, is_alone)  # type: ignore[arg-type]
         if kind is Broken:
             self._break(event.position)  # type: ignore[union-attr]
             return None
-        return self._write(event, self.listeners(), None, None)  # type: ignore[arg-type]
+        return self._write((event,), self.listeners(), None, None, is_alone)  # type: ignore[arg-type]
 
-    def _publish(self, publication: Publication, publisher: int) -> Iterator[None] | None:
+    @property
+    def takes_runs(self) -> bool:
+        """Several publications may be given to ``fan_out`` at once."""
+        return not self._delta_members
+
+    def _publish(
+        self, publication: Publication, publisher: int, further: Sequence[Publication], is_alone: bool
+    ) -> Iterator[None] | None:
+        publications: Sequence[Publication] = (publication, *further) if further else (publication,)
         if publication.offset:
-            at = self.position
-            if at is not None and at.epoch == publication.epoch and publication.offset <= at.offset:
-                return None  # it was handed over before this channel came into being here
-            self.position = Position(publication.epoch, publication.offset)
-            for collector in self._collectors:
-                collector.add(publication)
+            publications = self._goes_to(publications)
+            if not publications:
+                return None
         # getattr of a dict beats a scan; most publications come from another shard or a non-member.
         sender = self.members.get(publisher) if publisher else None
         skip = sender.outbox if sender is not None else None
         counters = self._counters
-        counters.spread += 1
-        counters.deliveries += len(self.members) - (sender is not None)
+        count = len(publications)
+        counters.spread += count
+        counters.deliveries += count * (len(self.members) - (sender is not None))
         groups = self.groups()
         previous = self.previous
         if self._delta_members:
@@ -235,44 +250,72 @@ class Channel:
                 for member in fresh:
                     self._goes_on(member)
                 self._groups = self._listeners = None
-        return self._write(publication, groups, skip, previous)
+        return self._write(publications, groups, skip, previous, is_alone)
+
+    def _goes_to(self, publications: Sequence[Publication]) -> Sequence[Publication]:
+        """Go on to these positions; gives the publications that are new here."""
+        at = self.position
+        if at is not None and publications[0].epoch == at.epoch and publications[0].offset <= at.offset:
+            # They were handed over before this channel came into being here.
+            publications = [
+                each for each in publications if each.epoch != at.epoch or each.offset > at.offset
+            ]
+        if publications:
+            last = publications[-1]
+            self.position = Position(last.epoch, last.offset)
+            for collector in self._collectors:
+                for each in publications:
+                    collector.add(each)
+        return publications
 
     def _write(
         self,
-        event: Publication | Joined | Left,
+        events: Sequence[CodecEvent],
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
+        is_alone: bool,
     ) -> Iterator[None] | None:
-        if len(self.members) > MEMBERS_PER_STEP:
-            return self._in_pieces(event, groups, skip, previous)
-        encoded: dict[object, bytes | None] = {}
+        if len(self.members) > (SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP):
+            return self._in_pieces(events, groups, skip, previous, is_alone)
+        encoded: dict[Encoder, list[bytes]] = {}
         for codec, outboxes in groups:
-            frame = self._frame(codec, event, previous, encoded)
-            if frame is not None:
-                for outbox in outboxes:
-                    if outbox is not skip:
-                        outbox.write(frame)
+            frame = self._frame(codec, events, previous, encoded)
+            if not frame:
+                continue
+            for outbox in outboxes:
+                if outbox is skip:
+                    continue
+                if is_alone:
+                    outbox.send(frame)
+                else:
+                    outbox.write(frame)
         return None
 
     def _in_pieces(
         self,
-        event: Publication | Joined | Left,
+        events: Sequence[CodecEvent],
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
+        is_alone: bool,
     ) -> Iterator[None]:
-        encoded: dict[object, bytes | None] = {}
+        encoded: dict[Encoder, list[bytes]] = {}
+        step = SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP
         # Who has left gets no more of it, also if it is back: then it was told of a position behind it.
         self._gone = gone = set[int]()
         try:
             for codec, outboxes in groups:
-                frame = self._frame(codec, event, previous, encoded)
-                if frame is None:
+                frame = self._frame(codec, events, previous, encoded)
+                if not frame:
                     continue
-                for start in range(0, len(outboxes), MEMBERS_PER_STEP):
-                    for outbox in outboxes[start : start + MEMBERS_PER_STEP]:
-                        if outbox is not skip and not (gone and id(outbox) in gone):
+                for start in range(0, len(outboxes), step):
+                    for outbox in outboxes[start : start + step]:
+                        if outbox is skip or (gone and id(outbox) in gone):
+                            continue
+                        if is_alone:
+                            outbox.send(frame)
+                        else:
                             outbox.write(frame)
                     yield
         finally:
@@ -281,22 +324,27 @@ class Channel:
     def _frame(
         self,
         codec: Codec,
-        event: Publication | Joined | Left,
+        events: Sequence[CodecEvent],
         previous: Publication | None,
-        encoded: dict[object, bytes | None],
-    ) -> bytes | None:
-        """The bytes for the clients of a codec; encoded at most once for each encoder."""
+        encoded: dict[Encoder, list[bytes]],
+    ) -> bytes:
+        """The bytes for the clients of a codec, b"" if there are none; encoded once for each encoder.
+
+        :param previous: the publication before the first of them; the others have none of their own.
+        """
         encoder = codec.encoder
-        if encoder in encoded:
-            message = encoded[encoder]
-        else:
-            message = encoded[encoder] = encoder(self.name, event, previous)
-            self._counters.encoded += 1
-        if message is None:
-            self._counters.not_encoded += type(event) is Publication
-            return None
-        self._counters.framed += 1
-        return codec.frame(message)
+        messages = encoded.get(encoder)
+        if messages is None:
+            every = [encoder(self.name, event, previous) for event in events]
+            messages = encoded[encoder] = [message for message in every if message is not None]
+            self._counters.encoded += len(every)
+        self._counters.framed += len(messages)
+        if len(messages) == 1:
+            return codec.frame(messages[0])
+        if len(messages) < len(events):
+            lacking = len(events) - len(messages)
+            self._counters.not_encoded += lacking * (type(events[0]) is Publication)
+        return b"".join(map(codec.frame, messages))
 
     def _break(self, position: Position) -> None:
         self.position = position

@@ -83,6 +83,9 @@ def command(
     settings = load(file=config_file, environ=os.environ, flags=given(parameters), warn=warn)
     shards = parse_shards(settings.node.shard)
 
+    from spread.node.reactor import install
+
+    install()
     from twisted.internet import reactor
 
     from spread.node.hubs import check_hub

@@ -45,6 +45,8 @@ class Cork:
         self._turn_seconds = turn_seconds
         self._marked: list[Flushable] = []
         self._turn: Timer | None = None
+        self.is_late = False
+        """The last flush did not get to all of them; they come before anything new."""
         self.is_pressed = False
         """Set by an outbox that is over half of its limit; taken back by who reads it."""
         self.behind: list[Patient] = []
@@ -59,11 +61,13 @@ class Cork:
     def flush(self, deadline: float) -> bool:
         """Flush the marked outboxes; ``True`` if that was all, ``False`` if the deadline came first."""
         marked, self._marked = self._marked, []
+        self.is_late = False
         for index, outbox in enumerate(marked):
             outbox.flush()
             if index % FLUSHES_PER_LOOK == FLUSHES_PER_LOOK - 1 and self._now() > deadline:
                 # What was marked meanwhile goes behind what waits.
                 self._marked[:0] = marked[index + 1 :]
+                self.is_late = len(marked) > index + 1
                 break
         if not self._marked:
             return True

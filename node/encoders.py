@@ -79,10 +79,17 @@ def data_for(codec: Codec, data: bytes) -> bytes:
     return _embedded(data) if data and codec.protocol == "json" else data
 
 
+_JSON = int(Format.JSON)
+"""A plain number: comparing with a member of an enum costs 40 ns more."""
+
+
 def json_info(info: ClientInfo | None) -> messages.ClientInfo | None:
     """For JSON clients: what is no JSON is left out."""
-    if info is None:
-        return None
+    return None if info is None else _json_info(info)
+
+
+@lru_cache(maxsize=json.REMEMBERED)
+def _json_info(info: ClientInfo) -> messages.ClientInfo:
     return messages.ClientInfo(
         info.user,
         info.client,
@@ -144,6 +151,10 @@ def encode_text(channel: str, event: Event, previous: Publication | None) -> byt
 def encode_json(channel: str, event: Event, previous: Publication | None) -> bytes | None:
     """A push of the JSON protocol."""
     if type(event) is Publication:
+        if event.format == _JSON and not event.tags and event.data:
+            offset = event.offset
+            epoch = event.epoch if offset == 1 else ""
+            return json.encode_plain_push(channel, event.data, offset, json_info(event.info), epoch)
         publication = json_publication(event)
         return None if publication is None else json.encode_push(channel, publication)
     return json.encode_reply(_push(channel, event, json_info(event.info)))  # type: ignore[arg-type]

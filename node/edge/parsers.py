@@ -51,7 +51,7 @@ class Parsers:
     """
 
     def __init__(self, max_bytes: int, inflated_max_bytes: int = 0) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._inflated_max_bytes = inflated_max_bytes
         self._spare: ServerProtocol | None = None
 
@@ -59,7 +59,7 @@ class Parsers:
         """A parser that is between two messages."""
         parser, self._spare = self._spare, None
         if parser is None:
-            parser = ServerProtocol(state=OPEN, max_size=self._max_bytes, logger=QUIET)
+            parser = ServerProtocol(state=OPEN, max_size=self.max_bytes, logger=QUIET)
             if self._inflated_max_bytes:
                 extensions: list[Extension] = [Inflate(self._inflated_max_bytes)]
                 parser.extensions = extensions

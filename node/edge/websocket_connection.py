@@ -7,8 +7,9 @@
 
 A Close of the peer leads from OPEN to CLOSING, as ``close`` does. The way to GONE takes some seconds at most.
 
-What comes in is parsed by ``websockets`` (``parsers``); what goes out was framed once for all clients and
-goes straight into the outbox. A message is handed over as bytes, whether it came as text or binary and in
+What comes in is parsed by ``websockets`` (``parsers``), but for whole messages in one frame of up to 64 KiB,
+which is what clients send nearly always (``frames``); what goes out was framed once for all clients and goes
+straight into the outbox. A message is handed over as bytes, whether it came as text or binary and in
 however many fragments; text that is not UTF-8 ends the connection (1007), as does a message over the limit
 (1009) and everything that the protocol forbids (1002). Pings are answered here.
 
@@ -40,6 +41,7 @@ from spread.node import codes
 from spread.node.codec import Codec
 from spread.node.codes import Disconnect
 from spread.node.edge.ending import end_writing
+from spread.node.edge.frames import whole_messages
 from spread.node.edge.parsers import Parsers
 from spread.node.outbox import Outbox, make_outbox
 from spread.node.session.contract import EdgeSession, Sessions, Visit
@@ -160,6 +162,18 @@ class WebSocketEdge:
 
     def dataReceived(self, data: bytes) -> None:
         """Some bytes of frames."""
+        if self._parser is None and self._phase is _Phase.OPEN:
+            messages, at = whole_messages(data, self._parsers.max_bytes)
+            if messages:
+                self._hand_over(messages)
+            if at == len(data):
+                return
+            if at:
+                data = data[at:]
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """What is not all small whole messages."""
         parser = self._parser or self._parsers.borrow()
         parser.receive_data(data)
         frames: Any = parser.events_received()

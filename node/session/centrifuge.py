@@ -75,6 +75,32 @@ class SessionState(Enum):
 _ALIVE = frozenset({SessionState.NEW, SessionState.CONNECTING, SessionState.REFUSED, SessionState.CONNECTED})
 
 
+class _Work:
+    """A command that is waited for. One object and one callback: four of them took 4 µs a publication."""
+
+    __slots__ = ("_session", "channel", "command", "result", "size")
+
+    def __init__(
+        self,
+        session: CentrifugeSession,
+        command: Command,
+        result: Deferred[messages.Result | None],
+        size: int,
+        channel: str,
+    ) -> None:
+        self._session = session
+        self.command = command
+        self.result = result
+        self.size = size
+        self.channel = channel
+
+    def succeeded(self, value: messages.Result | None) -> None:
+        self._session.worked(self, value)
+
+    def failed(self, failure: Failure) -> None:
+        self._session.worked(self, failure)
+
+
 class CentrifugeSession:
     """One client.
 
@@ -239,6 +265,8 @@ class CentrifugeSession:
                 self._begin(command)
 
     def _may_command(self, command: Command) -> bool:
+        if self._commands_rate is None and not self.shared.client.user_commands_per_second:
+            return True
         now = self.shared.clock.seconds()
         rates = (self._commands_rate, self.shared.registry.rate_of(self.user))
         if all(rate is None or rate.take(now) for rate in rates):
@@ -280,28 +308,25 @@ class CentrifugeSession:
         self._working.add(result)
         self.intake.began(size)
 
-        def done(outcome: Any) -> Any:
-            self.intake.done(size)
+        work = _Work(self, command, result, size, channel)
+        result.addCallbacks(work.succeeded, work.failed)
+
+    def worked(self, work: _Work, outcome: messages.Result | Failure | None) -> None:
+        """A command that was waited for is done."""
+        try:
+            self.intake.done(work.size)
             if self._working is not None:
-                self._working.discard(result)
-            return outcome
-
-        def succeeded(value: messages.Result | None) -> None:
-            self._answer(command, value)
-
-        def failed(failure: Failure) -> None:
-            self._fail(command, cast(BaseException, failure.value))
-
-        def go_on(_: object) -> None:
-            if channel and self._busy is not None:
-                self._go_on(channel)
+                self._working.discard(work.result)
+            if isinstance(outcome, Failure):
+                self._fail(work.command, cast(BaseException, outcome.value))
+            else:
+                self._answer(work.command, outcome)
+            if work.channel and self._busy is not None:
+                self._go_on(work.channel)
             if not self.intake.is_open:
                 self._check_intake()
-
-        result.addBoth(done)
-        result.addCallbacks(succeeded, failed)
-        result.addCallback(go_on)
-        result.addErrback(self._bug)
+        except Exception:
+            self._bug(Failure())
 
     def _go_on(self, channel: str) -> None:
         """A channel is not busy any more: do what waited for that."""

@@ -111,11 +111,9 @@ class HubSettings(Section, frozen=True, kw_only=True):
     url: Annotated[
         Secret,
         Meta(
-            description="redis://[user:password@]host:port[/db], rediss://..., redis+unix:///path, "
-            "redis+sentinel://h1:p,h2:p/name[/db], redis+cluster://h1:p,h2:p, "
-            "embedded: (a private Valkey of this machine), "
-            "or memory: (this shard alone). Several servers, each with a part of the channels: give it once "
-            "for each, or all with spaces between them."
+            description="redis://[user:password@]host:port[/db], rediss://, redis+unix:///path, "
+            "redis+sentinel://h1,h2/name, redis+cluster://h1,h2, embedded: or memory:. Given several times, "
+            "each has a part of the channels."
         ),
     ] = "embedded:"
     prefix: Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from twisted.internet.defer import succeed
 from twisted.logger import LogEvent, globalLogPublisher
@@ -9,6 +11,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from spread.hub.api import Format, Publication
 from spread.hub.memory import Exchange, MemoryHub
 from spread.node import channel as channel_module
+from spread.node import fanout as fanout_module
 from spread.node.channel import Channels
 from spread.node.cork import Cork
 from spread.node.fanout import (
@@ -16,6 +19,8 @@ from spread.node.fanout import (
     PUBLICATIONS_PER_LOOK,
     REST_EVERY_BYTES,
     REST_SECONDS,
+    RUN_MAX_BYTES,
+    RUN_MAX_PUBLICATIONS,
     Fanout,
 )
 from spread.node.metrics import ShardCounters
@@ -56,6 +61,12 @@ class CountingHub(MemoryHub):
     def press(self, channel: str) -> None:
         self.asked.append(f"press {channel}")
         super().press(channel)
+
+
+@pytest.fixture
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publications of one channel in a row are delivered one by one."""
+    monkeypatch.setattr(fanout_module, "RUN_MAX_PUBLICATIONS", 1)
 
 
 class Stage:
@@ -119,6 +130,64 @@ def test_what_is_read_is_delivered_in_the_same_turn_in_one_send() -> None:
     assert (stage.counters.spread, stage.counters.deliveries, stage.counters.inbox_bytes) == (3, 6, 0)
 
 
+def test_one_that_is_alone_is_sent_at_once() -> None:
+    stage = Stage(members=3)
+    stage.members[1].outbox.write(b"before\n")
+    stage.read(b"one\n")
+    assert stage.heard == [b"one\n", b"before\none\n", b"one\n"]
+    assert [len(member.transport.sends) for member in stage.members] == [1, 1, 1]
+
+
+def test_a_run_of_one_channel_is_one_write_and_ends_where_another_begins() -> None:
+    stage = Stage()
+    other = stage.member(3, "elsewhere")
+    writes: list[bytes] = []
+    write = stage.members[1].outbox.write
+    stage.members[1].outbox = Noting(writes, write)  # type: ignore[assignment]
+    publications = [
+        ("lobby", b"1\n", THEIRS, 0),
+        ("lobby", b"2\n", THEIRS, 1),
+        ("elsewhere", b"3\n", THEIRS, 0),
+        ("lobby", b"4\n", OURS, 1),
+        ("lobby", b"5\n", OURS, 1),
+        ("lobby", b"6\n", THEIRS, 0),
+        ("elsewhere", b"7\n", THEIRS, 0),
+    ]
+    for name, data, shard, session in publications:
+        stage.fanout.received(name, Publication(data, Format.TEXT, shard, session))
+    stage.fanout.read_done()
+    assert writes == [b"1\n2\n", b"4\n5\n", b"6\n"]
+    assert stage.members[0].heard == b"1\n2\n6\n", "but for its own"
+    assert other.heard == b"3\n7\n"
+    assert (stage.counters.spread, stage.counters.deliveries, stage.counters.inbox_bytes) == (7, 10, 0)
+    assert stage.counters.encoded == stage.counters.framed == 7
+
+
+class Noting:
+    """An outbox that notes what it is given at once."""
+
+    def __init__(self, writes: list[bytes], write: Callable[[bytes], None]) -> None:
+        self._writes = writes
+        self._write = write
+
+    def write(self, frame: bytes) -> None:
+        self._writes.append(frame)
+        self._write(frame)
+
+    send = write
+
+
+def test_a_run_has_bounds() -> None:
+    stage = Stage()
+    writes: list[bytes] = []
+    stage.members[1].outbox = Noting(writes, stage.members[1].outbox.write)  # type: ignore[assignment]
+    stage.read(*[b"x\n"] * (RUN_MAX_PUBLICATIONS + 3))
+    assert [len(data) // 2 for data in writes] == [RUN_MAX_PUBLICATIONS, 3]
+    writes.clear()
+    stage.read(*[b"x" * (RUN_MAX_BYTES // 2)] * 5)
+    assert [len(data) // (RUN_MAX_BYTES // 2) for data in writes] == [2, 2, 1]
+
+
 def test_our_own_session_does_not_hear_itself_but_its_namesake_elsewhere_is_heard() -> None:
     stage = Stage()
     stage.read(b"ours\n", shard=OURS, session=1)
@@ -140,7 +209,7 @@ def test_a_read_without_publications() -> None:
     assert stage.clock.getDelayedCalls() == []
 
 
-def test_delivery_goes_on_in_the_next_turn_when_the_time_is_over() -> None:
+def test_delivery_goes_on_in_the_next_turn_when_the_time_is_over(one_at_a_time: None) -> None:
     stage = Stage()
     words = [b"%d\n" % number for number in range(PUBLICATIONS_PER_LOOK * 3)]
     stage.now.step = 1.0
@@ -154,7 +223,7 @@ def test_delivery_goes_on_in_the_next_turn_when_the_time_is_over() -> None:
     assert stage.fanout.is_idle
 
 
-def test_between_two_slices_the_reactor_serves_others() -> None:
+def test_between_two_slices_the_reactor_serves_others(one_at_a_time: None) -> None:
     stage = Stage()
     stage.now.step = 1.0
     stage.read(*[b"x"] * (PUBLICATIONS_PER_LOOK * 4 + 1))
@@ -189,8 +258,11 @@ def test_a_large_channel_keeps_its_order_over_slices(monkeypatch: pytest.MonkeyP
     assert stage.counters.deliveries == 6 * 7 + 5
 
 
-def test_a_member_that_leaves_in_the_middle_of_a_publication(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_leaves_in_the_middle_of_a_publication(
+    monkeypatch: pytest.MonkeyPatch, one_at_a_time: None
+) -> None:
     monkeypatch.setattr(channel_module, "MEMBERS_PER_STEP", 2)
+    monkeypatch.setattr(channel_module, "SENDS_PER_STEP", 2)
     stage = Stage(members=5)
     lobby = stage.channels.get("lobby")
     assert lobby is not None
@@ -208,7 +280,8 @@ def test_a_member_that_leaves_in_the_middle_of_a_publication(monkeypatch: pytest
 def test_sockets_that_still_wait_come_before_new_publications() -> None:
     stage = Stage(members=130)
     stage.now.step = 1.0  # each look finds the time over: 64 sockets a flush
-    stage.read(b"one\n")
+    stage.fanout.received("lobby", Publication(b"one\n", Format.TEXT, THEIRS, 0))
+    stage.read(b"not alone", channel="nobody's")
     assert stage.heard.count(b"one\n") == 64
     stage.read(b"two\n")
     assert stage.heard.count(b"one\n") == 128
@@ -220,7 +293,7 @@ def test_sockets_that_still_wait_come_before_new_publications() -> None:
 # --- the inbox ----------------------------------------------------------------------------------------
 
 
-def test_the_hub_is_paused_above_the_bound_and_resumed_below_half_of_it() -> None:
+def test_the_hub_is_paused_above_the_bound_and_resumed_below_half_of_it(one_at_a_time: None) -> None:
     size = 1000
     whole = size + PUBLICATION_BYTES
     stage = Stage(inbox_max_bytes=20 * whole)
@@ -318,7 +391,7 @@ def test_a_window_without_hearing_is_logged() -> None:
     assert [event["seconds"] for event in events] == [1.5]
 
 
-def test_nothing_is_delivered_after_a_stop() -> None:
+def test_nothing_is_delivered_after_a_stop(one_at_a_time: None) -> None:
     stage = Stage()
     stage.now.step = 1.0
     stage.read(*[b"x"] * (PUBLICATIONS_PER_LOOK * 2))
@@ -350,7 +423,7 @@ def test_the_fan_out_rests_for_a_member_that_is_behind() -> None:
 
 
 def test_the_fan_out_rests_within_a_large_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "MEMBERS_PER_STEP", 2)
+    monkeypatch.setattr(channel_module, "SENDS_PER_STEP", 2)
     stage = Stage(5)
     stage.members[0].transport.room = 0
     stage.read(b"x" * 600_000)

@@ -65,6 +65,7 @@ def test_gauges_and_counters() -> None:
         "spread_hub_journal_publications",
         "spread_hub_journal_bytes",
         "spread_hub_groups",
+        "spread_hub_servers_away",
     }
 
 

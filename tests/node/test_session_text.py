@@ -13,7 +13,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from spread.hub.api import Format
 from spread.hub.errors import HubRefused, MessageTooLarge
 from spread.hub.memory import Exchange, MemoryHub
-from spread.node import codes
+from spread.node import codes, fanout
 from spread.node.fanout import REST_SECONDS
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import HOLD_SECONDS
@@ -582,7 +582,8 @@ def test_cut() -> None:
     assert client.edge.asked == ["cut"]
 
 
-def test_an_outbox_that_runs_over_is_told_once() -> None:
+def test_an_outbox_that_runs_over_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "RUN_MAX_PUBLICATIONS", 1)
     shard = Loopback()
     reader, writer = shard.client(limit_bytes=100), shard.client()
     shard.turn()

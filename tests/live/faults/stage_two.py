@@ -79,7 +79,10 @@ class _Aside:
                 beat = time.monotonic() + BEAT_SECONDS
                 while (left := beat - time.monotonic()) > 0:
                     with suppress(TimeoutError):
-                        if "pub" in client.take(left).get("push", {}):
+                        push = client.take(left).get("push", {})
+                        if "unsubscribe" in push:
+                            raise Gone(push["unsubscribe"].get("code", 0), "unsubscribed: it comes again")
+                        if "pub" in push:
                             self._heard()
 
     def _heard(self) -> None:
