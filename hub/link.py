@@ -113,7 +113,8 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         self._turn_began = 0.0
         self._deadline: Timer | None = None
         self._is_open = False
-        self._is_direct = False  # the transport is a plain socket of the reactor
+        # Of the socket, if the transport is a plain one of the reactor.
+        self._send_now: Callable[[bytes], int] | None = None
         self._cut_reason: str | None = None
         self.generation = b""
         """Of the server's copy of the data, see ``lineage``; b"": not known."""
@@ -132,7 +133,8 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        self._is_direct = isinstance(transport, Connection) and not transport.TLS
+        if isinstance(transport, Connection) and not transport.TLS:
+            self._send_now = transport.getHandle().send
         self._is_open = True
         self.opened(self)
 
@@ -140,6 +142,7 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         if self._cut_reason is None:
             self._cut_reason = reason.getErrorMessage().rstrip(".")
         self._is_open = False
+        self._send_now = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -228,10 +231,9 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         transport: Any = self.transport
         # Straight to the socket, 3 µs, if nothing waits before it; ``write`` alone would ask epoll twice, and
         # send in another turn: 13 µs. What the kernel does not take goes that way, and so do errors.
-        if self._is_direct and not (transport.dataBuffer or transport._tempDataLen):
-            sent = transport.writeSomeData(data)
-            if type(sent) is int and sent > 0:
-                data = data[sent:]
+        if self._send_now is not None and not (transport.dataBuffer or transport._tempDataLen):
+            with suppress(OSError):
+                data = data[self._send_now(data) :]
         if data:
             cast(StreamTransport, transport).write(data)
 

@@ -143,6 +143,7 @@ class Channel:
     def add(self, member: Member) -> None:
         """Make a member of someone: it gets what comes after ``position``."""
         self.members[member.number] = member
+        member.outbox.channels += 1
         self._groups = self._listeners = None
         if member.codec.is_delta:
             self._delta_members += 1
@@ -162,6 +163,7 @@ class Channel:
         if self.members.get(member.number) is not member:
             return False
         del self.members[member.number]
+        member.outbox.channels -= 1
         self._groups = self._listeners = None
         if self._gone is not None:
             self._gone.add(id(member.outbox))
@@ -203,23 +205,30 @@ class Channel:
     # -- events --------------------------------------------------------------------------------------------
 
     def fan_out(
-        self, event: Event, publisher: int, further: Sequence[Publication] = (), is_alone: bool = False
+        self,
+        event: Event,
+        publisher: int,
+        further: Sequence[Publication] = (),
+        *,
+        is_last: bool = False,
+        is_alone: bool = False,
     ) -> Iterator[None] | None:
         """Write an event to all members that it is for, but not to the publisher.
 
         :param publisher: number of the publishing session if it is one of this shard, else 0.
         :param further: publications of the same publisher that follow this one: all of them are one write to
             each member, which makes 16 in a row cost 0.3 µs each instead of 0.5.
-        :param is_alone: nothing else is to be delivered in this turn: each member is sent it at once.
+        :param is_last: nothing else of this channel is to be delivered in this turn, and with ``is_alone``
+            nothing at all: members are sent it at once, rather than at the end of the turn with what follows.
         :returns: ``None`` when all is done; else an iterator that does a piece at each step.
         """
         kind = type(event)
         if kind is Publication:
-            return self._publish(event, publisher, further, is_alone)  # type: ignore[arg-type]
+            return self._publish(event, publisher, further, is_last, is_alone)  # type: ignore[arg-type]
         if kind is Broken:
             self._break(event.position)  # type: ignore[union-attr]
             return None
-        return self._write((event,), self.listeners(), None, None, is_alone)  # type: ignore[arg-type]
+        return self._write((event,), self.listeners(), None, None, is_last, is_alone)  # type: ignore[arg-type]
 
     @property
     def takes_runs(self) -> bool:
@@ -227,7 +236,12 @@ class Channel:
         return not self._delta_members
 
     def _publish(
-        self, publication: Publication, publisher: int, further: Sequence[Publication], is_alone: bool
+        self,
+        publication: Publication,
+        publisher: int,
+        further: Sequence[Publication],
+        is_last: bool,
+        is_alone: bool,
     ) -> Iterator[None] | None:
         publications: Sequence[Publication] = (publication, *further) if further else (publication,)
         if publication.offset:
@@ -250,7 +264,7 @@ class Channel:
                 for member in fresh:
                     self._goes_on(member)
                 self._groups = self._listeners = None
-        return self._write(publications, groups, skip, previous, is_alone)
+        return self._write(publications, groups, skip, previous, is_last, is_alone)
 
     def _goes_to(self, publications: Sequence[Publication]) -> Sequence[Publication]:
         """Go on to these positions; gives the publications that are new here."""
@@ -274,10 +288,11 @@ class Channel:
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
+        is_last: bool,
         is_alone: bool,
     ) -> Iterator[None] | None:
-        if len(self.members) > (SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP):
-            return self._in_pieces(events, groups, skip, previous, is_alone)
+        if len(self.members) > (SENDS_PER_STEP if is_last else MEMBERS_PER_STEP):
+            return self._in_pieces(events, groups, skip, previous, is_last, is_alone)
         encoded: dict[Encoder, list[bytes]] = {}
         for codec, outboxes in groups:
             frame = self._frame(codec, events, previous, encoded)
@@ -286,8 +301,8 @@ class Channel:
             for outbox in outboxes:
                 if outbox is skip:
                     continue
-                if is_alone:
-                    outbox.send(frame)
+                if is_last:
+                    outbox.send(frame, is_alone)
                 else:
                     outbox.write(frame)
         return None
@@ -298,10 +313,11 @@ class Channel:
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
+        is_last: bool,
         is_alone: bool,
     ) -> Iterator[None]:
         encoded: dict[Encoder, list[bytes]] = {}
-        step = SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP
+        step = SENDS_PER_STEP if is_last else MEMBERS_PER_STEP
         # Who has left gets no more of it, also if it is back: then it was told of a position behind it.
         self._gone = gone = set[int]()
         try:
@@ -313,8 +329,8 @@ class Channel:
                     for outbox in outboxes[start : start + step]:
                         if outbox is skip or (gone and id(outbox) in gone):
                             continue
-                        if is_alone:
-                            outbox.send(frame)
+                        if is_last:
+                            outbox.send(frame, is_alone)
                         else:
                             outbox.write(frame)
                     yield

@@ -49,6 +49,7 @@ class Intake:
         "_commands",
         "_edge",
         "_is_held",
+        "_max_commands",
         "_session",
         "_unread",
         "_unread_bytes",
@@ -62,6 +63,7 @@ class Intake:
         self._was_shut = False
         self._session = session
         self._edge = edge
+        self._max_commands = session.shared.client.max_unacknowledged_commands
         self._commands = 0
         self._bytes = 0
         self._is_held = False
@@ -96,13 +98,20 @@ class Intake:
     def check(self) -> None:
         """Read the client only while what it says can be worked on."""
         session = self._session
+        if (
+            self.is_open
+            and self._commands < self._max_commands
+            and self._bytes < MAX_UNACKNOWLEDGED_BYTES
+            and not self._is_held
+            and not session.is_connecting
+        ):
+            return  # as nearly always
         if not session.is_alive:
             return
         # Stop at the limit, go on at half of it: not one pause for each command.
         share = 1.0 if self.is_open else 0.5
         is_crowded = (
-            self._commands >= session.shared.client.max_unacknowledged_commands * share
-            or self._bytes >= MAX_UNACKNOWLEDGED_BYTES * share
+            self._commands >= self._max_commands * share or self._bytes >= MAX_UNACKNOWLEDGED_BYTES * share
         )
         wanted = not (is_crowded or self._is_held or session.is_connecting)
         if wanted is self.is_open:
