@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from spread.hub.api import HubCounters
 from spread.node.codes import DISCONNECTS, ERRORS
+from spread.node.reactor import Turns
 
 __all__ = ["ShardCounters", "ShardMetrics"]
 
@@ -131,9 +132,10 @@ _HUB_GAUGES = {
 class ShardMetrics(Collector):
     """The counters as Prometheus metrics, read when they are asked for."""
 
-    def __init__(self, shard: ShardCounters, hub: HubCounters) -> None:
+    def __init__(self, shard: ShardCounters, hub: HubCounters, turns: Turns | None = None) -> None:
         self._shard = shard
         self._hub = hub
+        self._turns = turns or Turns()
         self._limits: dict[str, float] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -158,6 +160,13 @@ class ShardMetrics(Collector):
                 yield CounterMetricFamily(f"{prefix}_{name}", text, value=getattr(source, name))
             for name, text in gauges.items():
                 yield GaugeMetricFamily(f"{prefix}_{name}", text, value=getattr(source, name))
+        yield CounterMetricFamily(
+            "spread_long_turns",
+            "Turns of the reactor over 50 ms: all clients wait for so long.",
+            self._turns.long,
+        )
+        longest = "The longest turn of the reactor since the start."
+        yield GaugeMetricFamily("spread_longest_turn_seconds", longest, self._turns.longest_seconds)
         refused = CounterMetricFamily("spread_refused", "Connections refused, by reason.", labels=["reason"])
         for reason, name in _REFUSED.items():
             refused.add_metric([reason], getattr(self._shard, name))

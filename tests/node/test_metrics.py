@@ -59,6 +59,7 @@ def test_gauges_and_counters() -> None:
         "spread_clients",
         "spread_inbox_bytes",
         "spread_limit",
+        "spread_longest_turn_seconds",
         "spread_subscriptions",
         "spread_hub_followed_channels",
         "spread_hub_subscribed_channels",
