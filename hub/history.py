@@ -17,7 +17,7 @@ from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.keys import Keys
 from spread.hub.link import Link
-from spread.hub.publish import IS_KEPT, MAY_BE_LOST
+from spread.hub.publish import MAY_BE_LOST
 from spread.hub.scripts import run, run_script
 
 __all__ = ["Histories"]
@@ -34,8 +34,7 @@ T = TypeVar("T")
 class Histories:
     """Of all channels on one Redis server."""
 
-    def __init__(self, commands: Link, keys: Keys, counters: HubCounters, min_replicas: int = 0) -> None:
-        self._fate = IS_KEPT if min_replicas else MAY_BE_LOST
+    def __init__(self, commands: Link, keys: Keys, counters: HubCounters) -> None:
         self._commands = commands
         self._keys = keys
         self._counters = counters
@@ -80,7 +79,7 @@ class Histories:
                     max(limit, -1),
                     max_bytes if limit > 0 else 0,
                     self._generation(),
-                    self._fate,
+                    MAY_BE_LOST,
                     seen.epoch.encode() if seen is not None else b"",
                     seen.offset if seen is not None else 0,
                 ],

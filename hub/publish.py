@@ -106,9 +106,8 @@ TEMPORARY = frozenset({"OOM", "MISCONF"})
 """Codes that mean: not done, and it may take a person to change that."""
 
 MAY_BE_LOST = b"l"
-"""After a failover: some of what was acknowledged may be missing in the promoted replica."""
-IS_KEPT = b"k"
-"""After a failover: what was acknowledged is in the promoted replica, since replicas had it before."""
+"""After a failover: some of what was acknowledged may be missing in the promoted replica. Also with
+``min_replicas``: it tells how many had it, and not which, and another one may have been promoted."""
 
 
 class Journal:
@@ -498,7 +497,7 @@ class Journal:
             RESULT_SECONDS,
             drawn_epoch(),
             connection.generation,
-            IS_KEPT if self._limits.min_replicas else MAY_BE_LOST,
+            MAY_BE_LOST,
             0 if before is None else before.sequence,
             *self._script_command,
         )

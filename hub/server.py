@@ -148,8 +148,7 @@ class Server:
         self.journal = Journal(
             reactor, self.name, shard, settings.journal, self.counters, dialect.publish, sequences
         )
-        replicas = settings.journal.min_replicas
-        self.histories = Histories(self.commands, self._keys, self.counters, replicas)
+        self.histories = Histories(self.commands, self._keys, self.counters)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
         self._probe = Probe(
