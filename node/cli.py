@@ -12,6 +12,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -197,6 +198,9 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, t
             if stop.called:
                 return CLEAN
             raise _as_fault(error) from error
+        # What was made so far stays: a full collection need not look at it, which took 15 ms without a client.
+        gc.collect()
+        gc.freeze()
         print(ready, flush=True)
         await stop
         _exit_after(settings.node.stop_seconds)

@@ -9,7 +9,6 @@ goodbye line, the lease is given back. All of that within ``stop_seconds``; what
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -48,6 +47,9 @@ __all__ = ["RESERVED_FILES", "Shard", "ShardState"]
 
 RESERVED_FILES = 64
 """Open files kept for everything that is no client: links, ports, the log, the epoll."""
+
+FEW_CLIENTS = 100
+"""A shard whose open files leave room for fewer says so when it starts."""
 
 SUMMARY_SECONDS = 60.0
 QUIET_POLL_SECONDS = 0.01
@@ -119,6 +121,7 @@ class Shard:
         namespaces = Namespaces(settings.channel, personal.personal_channel_namespace)
         numbers = count(1)
         most = max(1, file_limit - RESERVED_FILES - node.max_http_connections)
+        self._has_few_files = most < FEW_CLIENTS and not node.max_clients
         self._admission = Admission(
             min(node.max_clients, most) if node.max_clients else most, node.max_clients_per_address
         )
@@ -181,9 +184,6 @@ class Shard:
         self._listen()
         self.state = ShardState.READY  # before the first heartbeat, which tells it to the others
         self._hub.enter(self._load, self._number_lost)
-        # What was made so far stays: a full collection need not look at it, which takes 15 ms with no client.
-        gc.collect()
-        gc.freeze()
         self._summary = self._reactor.callLater(SUMMARY_SECONDS, self._summarize)
         self.log.info(
             "shard {number} is ready as process {pid}, hub {hub}",
@@ -191,6 +191,13 @@ class Shard:
             pid=self._identity.pid,
             hub=self._hub.name,
         )
+        if self._has_few_files:
+            self.log.warn(
+                "no more than {most} clients fit: raise the limit of open files (ulimit -n), or lower "
+                "node.max_http_connections, which is {http}",
+                most=self._admission.max_clients,
+                http=self._settings.node.max_http_connections,
+            )
         return self._ready_line()
 
     def _listen(self) -> None:

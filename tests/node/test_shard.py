@@ -54,6 +54,13 @@ class Starting(ShardCase):
         running = await self.start(7, node={"ops": f"127.0.0.1:{port - 7}"})
         self.assertEqual(running.port("ops"), port)
 
+    async def test_open_files_for_a_few_clients_are_warned_of(self) -> None:
+        events = self.events()
+        running = self.shard(0, node={"max_http_connections": 900}, file_limit=970)
+        await running.shard.start(running.lost)
+        [warning] = [event for event in events if "clients fit" in str(event.get("log_format"))]
+        self.assertEqual((warning["most"], warning["http"]), (6, 900))
+
     async def test_the_lowest_free_number(self) -> None:
         numbers = []
         for _ in range(3):
