@@ -158,6 +158,8 @@ class Ledger:
         self._publishers: dict[str, _Publisher] = {}
         self._positions: dict[str, dict[str, dict[int, Sent]]] = {}
         self._destructions: list[_Destruction] = []
+        # By channel, epoch and publication: where it is.
+        self._offsets: dict[tuple[str, str, Sent], set[int]] = {}
         # By channel and epoch: the epochs whose offsets go on in it.
         self._copies: dict[str, dict[str, set[str]]] = {}
 
@@ -243,6 +245,7 @@ class Ledger:
     def _placed(self, channel: str, at: float, sent: Sent, epoch: str, offset: int) -> None:
         """A publication is at that position: no other is, and it is at no other."""
         other = self._positions[channel].setdefault(epoch, {}).setdefault(offset, sent)
+        self._offsets.setdefault((channel, epoch, sent), set()).add(offset)
         if other is not sent:
             self._found("out of order", at, "the hub", channel, f"{other} and {sent} at {epoch}:{offset}")
         elif not sent.epoch:
@@ -326,12 +329,16 @@ class Ledger:
         copies = self._copies.get(channel, {})
         return one in copies.get(other, ()) or other in copies.get(one, ())
 
-    def _has_in_copy(self, subscriber: Subscriber, epoch: str, offset: int, sent: Sent) -> bool:
+    def _has_elsewhere(self, subscriber: Subscriber, sent: Sent) -> bool:
+        """It has seen it in another epoch.
+
+        In a copy that has taken over; or published again there, by whoever was not acknowledged before.
+        """
+        positions = self._positions[subscriber.channel]
         return any(
-            each.low < offset <= each.high
-            and self._are_copies(subscriber.channel, epoch, each.epoch)
-            and self._positions[subscriber.channel].get(each.epoch, {}).get(offset) is sent
+            each.low < offset <= each.high and positions[each.epoch].get(offset) is sent
             for each in subscriber.stretches
+            for offset in self._offsets.get((subscriber.channel, each.epoch, sent), ())
         )
 
     def _may_tell(self, channel: str, at: float) -> bool:
@@ -371,7 +378,7 @@ class Ledger:
                 for sent in _uncovered(subscriber, epoch, kept):
                     if sent.acknowledged_at == math.inf or _is_excused(subscriber, sent):
                         continue
-                    if self._has_in_copy(subscriber, epoch, sent.offset, sent):
+                    if self._has_elsewhere(subscriber, sent):
                         continue
                     if sent.acknowledged_at >= subscriber.began_at and not _is_before(subscriber, sent):
                         yield _lost(subscriber, sent, f"acknowledged at {sent.acknowledged_at:.3f}")

@@ -159,6 +159,19 @@ def test_a_copy_of_the_stream_goes_on() -> None:
     assert ledger.told["recovered in a copy"] == 2
 
 
+def test_what_is_published_again_after_a_failover_is_seen_there() -> None:
+    # 2 is seen by s1 alone, is gone with the old master, and is taken again by the new one.
+    lines = [*sent(1), *saw("s0", 1), *saw("s1", 1), "P 20 p0 2", "M 21 s1 2 p0 2", "R 31 p0 2 100"]
+    lines += [f"S 35 s0 0 0 {OTHER} 1", f"S 36 s1 1 0 {OTHER} 1", f"A 40 p0 2 {OTHER} 2"]
+    seen = [*lines, "M 41 s0 2 p0 2", "M 41 s1 2 p0 2"]
+    for each, expected in ((seen, []), ([*lines, "M 41 s1 2 p0 2"], ["lost"])):
+        ledger = ledger_of()
+        ledger.destroyed(None, 30, 34)
+        for line in each:
+            ledger.take(line)
+        assert sorted(set(whats(ledger))) == expected
+
+
 def test_a_copy_that_lacks_something_is_found_out() -> None:
     lines = [*sent(1), *sent(2), *sent(3), *saw("s0", 1), *saw("s1", 1, 2, 3), f"S 35 s0 1 1 {OTHER} 1"]
     # What was acknowledged as 2 and 3 is not there: others are.
