@@ -88,6 +88,8 @@ class MemoryInbox:
         """Nobody needs it. Idempotent."""
         if self._followed.pop(channel, None) is not None:
             self._counters.followed_channels -= 1
+            # Who follows it again begins elsewhere, perhaps before all this was handed over.
+            self._waiting = deque(entry for entry in self._waiting if entry[0] != channel)
 
     def position(self, channel: str) -> Position:
         """How far a followed channel was handed over."""
@@ -161,4 +163,6 @@ def _is_up_to(missing: Event, event: Publication) -> bool:
     """It is of the same stream, and does not come after the event."""
     if isinstance(missing, Broken):
         return missing.position.epoch == event.epoch
-    return isinstance(missing, Publication) and missing.epoch == event.epoch and missing.offset <= event.offset
+    return (
+        isinstance(missing, Publication) and missing.epoch == event.epoch and missing.offset <= event.offset
+    )
