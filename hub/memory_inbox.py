@@ -48,7 +48,7 @@ class MemoryInbox:
         self._soon()
 
     def lose(self) -> float:
-        """What has not been handed over never will be. Gives when the first of it came; now, if nothing waits."""
+        """What was not handed over never will be. Gives when the first of it came; now, if nothing waits."""
         since = self._waits_since if self._waiting else self._clock.seconds()
         self._waiting.clear()
         return since
