@@ -171,7 +171,7 @@ class Case:
     def idle_opening(self, cluster: Cluster) -> Opening:
         """The clients that are there besides."""
         alone = replace(self, workload=Workload.W4, rooms=1, groups=1, members=self.idle_clients)
-        return alone.opening(cluster)
+        return replace(alone.opening(cluster), channel="" if self.is_text else f"{PLAIN}idle-")
 
     def run(self, options: Options) -> Run:
         per_second = self.rate / self.fan_out

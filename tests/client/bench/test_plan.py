@@ -141,6 +141,7 @@ def test_more_and_more_idle_clients() -> None:
     case = points[-1][1]
     assert case.opening(CLUSTER).clients == 1001
     assert (case.idle_opening(CLUSTER).clients, case.idle_opening(CLUSTER).probes) == (15_000, False)
+    assert case.idle_opening(CLUSTER).channel != case.opening(CLUSTER).channel
     assert case.files >= 16_000
 
 
