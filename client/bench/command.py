@@ -277,7 +277,8 @@ def bench(
     \b
     A cluster that runs already, which must let anybody connect, subscribe and publish, and for
     --history needs a namespace "bench" with history:
-      spread bench --connect 127.0.0.1:8000 --format json --no-history --pids $(pgrep -d, spread-node)
+      spread bench --connect 127.0.0.1:8000 --format json --no-history \\
+        --pids $(pgrep -d, -f spread.node)
 
     Beside the server runs a bare loop, a C program that reads a message and calls send() for each
     subscriber, with as many bytes as the server sends: x1.50 is half as much again. For W1 and W5 with
