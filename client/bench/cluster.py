@@ -88,7 +88,7 @@ def started(
     """A cluster of ``count`` shards that is gone afterwards, with all it had started.
 
     :param hub: a URL; empty: a Valkey of its own.
-    :param redis: the processes of the hub, if they are known.
+    :param redis: the processes of that hub, if they are known; where they run is their owner's matter.
     :raises CutShort: it does not start.
     """
     home = Path(tempfile.mkdtemp(prefix="spread-bench-"))
@@ -116,10 +116,10 @@ def started(
             watch.add(shard.process.pid, shard.story)
         if hub in ("", _EMBEDDED):
             redis = [Server("valkey", int((home / "hub.pid").read_text()), is_redis=True)]
+            if load_on:
+                pin(redis[0].pid, load_on)
         for server in redis:
             watch.add(server.pid, lambda: "Redis has died")
-            if load_on:
-                pin(server.pid, load_on)
         servers = [Server(f"shard {shard.number}", shard.process.pid) for shard in shards]
         yield Cluster(
             tuple(shard.text for shard in shards),

@@ -72,12 +72,19 @@ def run(request: Request, out: TextIO, err: TextIO, environ: Mapping[str, str]) 
     results = [(point, Measured(case)) for point, case in points]
     measured = [each for _, each in results]
     why = _measure_all(measured, bench, err)
-    out.write(report.tables(measured, request.options.repeat))
-    out.flush()
+    _print(report.tables(measured, request.options.repeat), out)
     told = _tell(request, bench, results, why, err)
     for line in [*([why] if why else []), *report.faults_of(measured), *told]:
         print(f"spread: error: {line}", file=err)
     return FAILED if why or told or report.faults_of(measured) else DONE
+
+
+def _print(text: str, out: TextIO) -> None:
+    try:
+        out.write(text)
+        out.flush()
+    except BrokenPipeError:  # whoever read it has seen enough; and the interpreter would try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def _points(request: Request) -> Sequence[tuple[int, Case]]:
@@ -173,7 +180,11 @@ def _measure_all(results: Sequence[Measured], bench: Bench, err: TextIO) -> str:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and the like end the run, in order: once is enough, for what is left to do takes seconds."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+    ]
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in signals:

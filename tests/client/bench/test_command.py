@@ -255,6 +255,23 @@ def _busy_generator(environ: dict[str, str]) -> bool:
     return False
 
 
+def test_a_table_that_nobody_reads(environ: dict[str, str]) -> None:
+    only = ["--workload", "W1", "--format", "text", "--no-history", "--in-flight", "1"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run(
+        [*BENCH, *TINY, *only],
+        env=environ,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=SECONDS,
+    )
+    os.close(writing)
+    assert ran.returncode == 0
+    assert "rror" not in ran.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(environ: dict[str, str], number: signal.Signals) -> None:
     with running(environ) as process:
