@@ -145,6 +145,13 @@ def test_more_and_more_idle_clients() -> None:
     assert case.files >= 16_000
 
 
+def test_idle_clients_hear_nothing() -> None:
+    for format in Format:
+        options = Options(formats=(format,), histories=(False, True))
+        for _, case in points_of(Sweep.IDLE, (10,), options):
+            assert case.idle_opening(CLUSTER).channel not in ("", case.opening(CLUSTER).channel)
+
+
 def test_more_and_more_shards() -> None:
     points = points_of(Sweep.SHARDS, (1, 2, 4, 8), SWEPT)
     assert [case.shards for _, case in points] == [1, 2, 4, 8]
