@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from spread.client.bench.command import bench
+
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.posixbase import PosixReactorBase
@@ -467,6 +469,9 @@ def token(user: str, channel: str, ttl: int, info: Any, secret_file: Path | None
     made = signed_token(secret, user=user, channel=channel, info=info, issued_at=issued_at, ttl_seconds=ttl)
     click.echo(made)
     return 0
+
+
+spread.add_command(bench)
 
 
 def _open_standard_descriptors() -> None:
