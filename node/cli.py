@@ -198,7 +198,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, t
             if stop.called:
                 return CLEAN
             raise _as_fault(error) from error
-        # What was made so far stays: a full collection need not look at it, which took 15 ms without a client.
+        # What was made so far stays: a full collection need not look at it, which took 15 ms.
         gc.collect()
         gc.freeze()
         print(ready, flush=True)
