@@ -76,7 +76,7 @@ POSITION_BYTES = OFFSET_DIGITS + EPOCH_LETTERS
 
 REMEMBERED = 4096
 REMEMBERED_BYTES = 512
-"""Metas that are remembered, packed and unpacked, and the largest of them: 4 MB at most."""
+"""Metas of publishers that are remembered, and the largest of them: 4 MB at most."""
 
 
 class _Meta(msgspec.Struct, array_like=True, gc=False):
@@ -108,21 +108,9 @@ class UnknownVersion(MalformedEnvelope):
 
 def pack_meta(info: ClientInfo | None, tags: dict[str, str] | None) -> bytes:
     """What ``pack`` takes as ``meta``; b"" if there is neither."""
-    if tags:
-        if info is None:
-            return _meta_encoder.encode(_Meta(None, tags=tags))
-        return _meta_encoder.encode(_Meta(info.user, info.client, info.conn_info, info.chan_info, tags))
     if info is None:
-        return b""
-    # Who publishes, publishes again: 0.25 µs instead of 0.7.
-    if len(info.conn_info) + len(info.chan_info) <= REMEMBERED_BYTES:
-        return _packed(info)
-    return _packed.__wrapped__(info)
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _packed(info: ClientInfo) -> bytes:
-    return _meta_encoder.encode(_Meta(info.user, info.client, info.conn_info, info.chan_info))
+        return _meta_encoder.encode(_Meta(None, tags=tags)) if tags else b""
+    return _meta_encoder.encode(_Meta(info.user, info.client, info.conn_info, info.chan_info, tags))
 
 
 def _read_meta(meta: bytes) -> tuple[ClientInfo | None, dict[str, str] | None]:
@@ -208,7 +196,7 @@ def _unpack_flagged(message: bytes, format_: int, flags: int, shard: bytes, sess
             begin, at = at + _LENGTH.size, at + _LENGTH.size + length
             if at > len(message):
                 raise MalformedEnvelope(f"a meta of {length} bytes in a message of {len(message)}")
-            # Remembered: 0.2 µs instead of 0.8.
+            # Who publishes, publishes again: 0.62 µs for the whole of ``unpack``, and 0.85 without.
             read = _remembered_meta if length <= REMEMBERED_BYTES else _read_meta
             info, tags = read(message[begin:at])
             if tags is not None:

