@@ -143,7 +143,6 @@ class Channel:
     def add(self, member: Member) -> None:
         """Make a member of someone: it gets what comes after ``position``."""
         self.members[member.number] = member
-        member.outbox.channels += 1
         self._groups = self._listeners = None
         if member.codec.is_delta:
             self._delta_members += 1
@@ -163,7 +162,6 @@ class Channel:
         if self.members.get(member.number) is not member:
             return False
         del self.members[member.number]
-        member.outbox.channels -= 1
         self._groups = self._listeners = None
         if self._gone is not None:
             self._gone.add(id(member.outbox))
@@ -210,7 +208,6 @@ class Channel:
         publisher: int,
         further: Sequence[Publication] = (),
         *,
-        is_last: bool = False,
         is_alone: bool = False,
     ) -> Iterator[None] | None:
         """Write an event to all members that it is for, but not to the publisher.
@@ -218,17 +215,17 @@ class Channel:
         :param publisher: number of the publishing session if it is one of this shard, else 0.
         :param further: publications of the same publisher that follow this one: all of them are one write to
             each member, which makes 16 in a row cost 0.3 µs each instead of 0.5.
-        :param is_last: nothing else of this channel is to be delivered in this turn, and with ``is_alone``
-            nothing at all: members are sent it at once, rather than at the end of the turn with what follows.
+        :param is_alone: nothing else is to be delivered in this turn: members are sent it at once. Otherwise
+            they are at the end of the slice, all in a row: that takes 10 % less than a send now and then.
         :returns: ``None`` when all is done; else an iterator that does a piece at each step.
         """
         kind = type(event)
         if kind is Publication:
-            return self._publish(event, publisher, further, is_last, is_alone)  # type: ignore[arg-type]
+            return self._publish(event, publisher, further, is_alone)  # type: ignore[arg-type]
         if kind is Broken:
             self._break(event.position)  # type: ignore[union-attr]
             return None
-        return self._write((event,), self.listeners(), None, None, is_last, is_alone)  # type: ignore[arg-type]
+        return self._write((event,), self.listeners(), None, None, is_alone)  # type: ignore[arg-type]
 
     @property
     def takes_runs(self) -> bool:
@@ -240,7 +237,6 @@ class Channel:
         publication: Publication,
         publisher: int,
         further: Sequence[Publication],
-        is_last: bool,
         is_alone: bool,
     ) -> Iterator[None] | None:
         publications: Sequence[Publication] = (publication, *further) if further else (publication,)
@@ -264,7 +260,7 @@ class Channel:
                 for member in fresh:
                     self._goes_on(member)
                 self._groups = self._listeners = None
-        return self._write(publications, groups, skip, previous, is_last, is_alone)
+        return self._write(publications, groups, skip, previous, is_alone)
 
     def _goes_to(self, publications: Sequence[Publication]) -> Sequence[Publication]:
         """Go on to these positions; gives the publications that are new here."""
@@ -288,11 +284,10 @@ class Channel:
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
-        is_last: bool,
         is_alone: bool,
     ) -> Iterator[None] | None:
-        if len(self.members) > (SENDS_PER_STEP if is_last else MEMBERS_PER_STEP):
-            return self._in_pieces(events, groups, skip, previous, is_last, is_alone)
+        if len(self.members) > (SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP):
+            return self._in_pieces(events, groups, skip, previous, is_alone)
         encoded: dict[Encoder, list[bytes]] = {}
         for codec, outboxes in groups:
             frame = self._frame(codec, events, previous, encoded)
@@ -301,8 +296,8 @@ class Channel:
             for outbox in outboxes:
                 if outbox is skip:
                     continue
-                if is_last:
-                    outbox.send(frame, is_alone)
+                if is_alone:
+                    outbox.send(frame)
                 else:
                     outbox.write(frame)
         return None
@@ -313,11 +308,10 @@ class Channel:
         groups: _Groups,
         skip: Outbox | None,
         previous: Publication | None,
-        is_last: bool,
         is_alone: bool,
     ) -> Iterator[None]:
         encoded: dict[Encoder, list[bytes]] = {}
-        step = SENDS_PER_STEP if is_last else MEMBERS_PER_STEP
+        step = SENDS_PER_STEP if is_alone else MEMBERS_PER_STEP
         # Who has left gets no more of it, also if it is back: then it was told of a position behind it.
         self._gone = gone = set[int]()
         try:
@@ -329,8 +323,8 @@ class Channel:
                     for outbox in outboxes[start : start + step]:
                         if outbox is skip or (gone and id(outbox) in gone):
                             continue
-                        if is_last:
-                            outbox.send(frame, is_alone)
+                        if is_alone:
+                            outbox.send(frame)
                         else:
                             outbox.write(frame)
                     yield

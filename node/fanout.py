@@ -78,8 +78,6 @@ class Fanout:
         self._slice_seconds = slice_seconds
         self._inbox_max_bytes = inbox_max_bytes
         self._inbox: deque[tuple[str, Event]] = deque()
-        # How many of each channel are in it.
-        self._waiting: dict[str, int] = {}
         # How many were taken out of it; those that were put in are counted by the channels.
         self._taken = 0
         # A large channel's fan-out that the last slice did not finish, and its name.
@@ -100,7 +98,6 @@ class Fanout:
         if self._is_stopped:
             return
         self._inbox.append((channel, event))
-        self._waiting[channel] = self._waiting.get(channel, 0) + 1
         self._channels.handed_over += 1
         self._counters.inbox_bytes += _size(event)
 
@@ -135,7 +132,6 @@ class Fanout:
             self._next = None
         self._is_stopped = True
         self._inbox.clear()
-        self._waiting.clear()
         self._counters.inbox_bytes = 0
         self._begun = None
 
@@ -165,7 +161,6 @@ class Fanout:
             size = _size(event)
             counters.inbox_bytes -= size
             self._taken += 1
-            left = self._left(name, 1)
             channel = self._channels.get(name)
             if channel is None or self._taken <= channel.since:
                 continue  # the last member had left; the subscription lingers, or somebody is back
@@ -174,11 +169,10 @@ class Fanout:
                 publisher = event.session
             self._bytes_since_rest += size - PUBLICATION_BYTES
             further: list[Publication] = []
-            if left and inbox[0][0] == name and type(event) is Publication and channel.takes_runs:
+            if inbox and inbox[0][0] == name and type(event) is Publication and channel.takes_runs:
                 further = self._run(name, publisher, size)
-                left = self._left(name, len(further))
             try:
-                begun = channel.fan_out(event, publisher, further, is_last=not left, is_alone=not inbox)
+                begun = channel.fan_out(event, publisher, further, is_alone=not inbox)
             except Exception:
                 self._defect(name)
                 continue
@@ -193,15 +187,6 @@ class Fanout:
                 looks += 1
                 if looks % PUBLICATIONS_PER_LOOK == 0 and self._now() > deadline:
                     return
-
-    def _left(self, name: str, taken: int) -> int:
-        """So many of a channel were taken out of the inbox; how many are left there."""
-        left = self._waiting[name] - taken
-        if left:
-            self._waiting[name] = left
-        elif taken:
-            del self._waiting[name]
-        return left
 
     def _run(self, name: str, publisher: int, size: int) -> list[Publication]:
         """Take what follows in the same channel, of publishers that get as little or as much of it back."""

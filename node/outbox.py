@@ -60,13 +60,10 @@ class Outbox:
         "_patience",
         "_send",
         "_transport",
-        "channels",
     )
 
     def __init__(self, transport: Any, cork: Cork, limit_bytes: int, overflowed: Callable[[], None]) -> None:
         self._transport = transport
-        self.channels = 0
-        """In how many channels its client is."""
         self._send: Callable[[bytes | memoryview], int]
         self._cork = cork
         self._limit_bytes = limit_bytes
@@ -107,20 +104,12 @@ class Outbox:
         if self._bytes > self._mark_bytes:
             self._over_mark()
 
-    def send(self, frame: bytes, is_alone: bool) -> None:
-        """Send a frame at once if nothing waits before it and nothing follows in this turn; else queue it.
+    def send(self, frame: bytes) -> None:
+        """Send a frame at once if nothing waits before it, else queue it: for a fan-out that is alone.
 
         One call for each delivery instead of three, and no list: 0.4 µs of user time instead of 1.1.
-
-        :param is_alone: nothing follows; else nothing follows in the channel that this comes from.
         """
-        if (
-            self._frames
-            or self._is_blocked
-            or self._is_closed
-            or self._finished is not None
-            or (self.channels > 1 and not is_alone)
-        ):
+        if self._frames or self._is_blocked or self._is_closed or self._finished is not None:
             self.write(frame)
             return
         try:
@@ -276,7 +265,7 @@ class TlsOutbox(Outbox):
 
     __slots__ = ()
 
-    def send(self, frame: bytes, is_alone: bool) -> None:
+    def send(self, frame: bytes) -> None:
         self.write(frame)
 
     def flush(self) -> None:

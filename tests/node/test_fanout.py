@@ -138,20 +138,6 @@ def test_one_that_is_alone_is_sent_at_once() -> None:
     assert [len(member.transport.sends) for member in stage.members] == [1, 1, 1]
 
 
-def test_the_last_of_a_channel_is_sent_at_once_to_who_is_in_no_other() -> None:
-    stage = Stage(members=2)
-    elsewhere = FakeMember(2, stage.cork)
-    elsewhere.outbox, elsewhere.transport = stage.members[1].outbox, stage.members[1].transport
-    stage.channels.join(elsewhere, "elsewhere")
-    for name, data in (("lobby", b"1\n"), ("elsewhere", b"2\n"), ("lobby", b"3\n"), ("elsewhere", b"4\n")):
-        stage.fanout.received(name, Publication(data, Format.TEXT, THEIRS, 0))
-    stage.fanout.read_done()
-    assert stage.heard == [b"1\n3\n", b"1\n2\n3\n4\n"], "in the order of the hub"
-    assert [len(member.transport.sends) for member in stage.members] == [1, 1]
-    stage.channels.leave(elsewhere, stage.channels.get("elsewhere"))  # type: ignore[arg-type]
-    assert stage.members[1].outbox.channels == 1
-
-
 def test_a_run_of_one_channel_is_one_write_and_ends_where_another_begins() -> None:
     stage = Stage()
     other = stage.member(3, "elsewhere")
@@ -188,7 +174,7 @@ class Noting:
         self._writes.append(frame)
         self._write(frame)
 
-    def send(self, frame: bytes, is_alone: bool) -> None:
+    def send(self, frame: bytes) -> None:
         self.write(frame)
 
 
@@ -292,11 +278,8 @@ def test_a_member_that_leaves_in_the_middle_of_a_publication(
     assert stage.heard[0] == b"one\ntwo\nthree\n"
 
 
-def test_sockets_that_still_wait_come_before_new_publications(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "SENDS_PER_STEP", 512)
+def test_sockets_that_still_wait_come_before_new_publications() -> None:
     stage = Stage(members=130)
-    for member in stage.members:
-        member.outbox.channels = 2  # something else may follow: nothing is sent before the end of the slice
     stage.now.step = 1.0  # each look finds the time over: 64 sockets a flush
     stage.fanout.received("lobby", Publication(b"one\n", Format.TEXT, THEIRS, 0))
     stage.read(b"not alone", channel="nobody's")
