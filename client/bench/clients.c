@@ -141,9 +141,8 @@ static void client_lost(struct client *client, const char *why) {
 
 static void client_connect(struct client *client) {
   uint32_t number = (uint32_t)(client - clients);
-  const struct address *to = client->is_publisher
-                                 ? &publish_addresses[number % publish_address_count]
-                                 : &addresses[(client->member + client->group) % address_count];
+  const struct address *to = client->is_publisher ? &publish_addresses[number % publish_address_count]
+                                                  : &addresses[(client->member + client->group) % address_count];
   int one = 1;
   client->began = now();
   client->fd = socket(to->where.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -155,7 +154,8 @@ static void client_connect(struct client *client) {
   under_way++;
   client->state = CONNECTING;
   if (setup.sources > 1 && to->where.ss_family == AF_INET) {
-    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000001u + number % setup.sources)};
+    struct sockaddr_in from = {.sin_family = AF_INET,
+                               .sin_addr.s_addr = htonl(0x7f000001u + number % setup.sources)};
     setsockopt(client->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
     if (bind(client->fd, (struct sockaddr *)&from, sizeof from)) {
       client_lost(client, strerror(errno));

@@ -20,7 +20,7 @@ __all__ = ["GENERATOR", "LOOP", "CannotCompile", "cache_directory", "compiled", 
 
 GENERATOR = ("generator.c", "clients.c", "formats.c")
 LOOP = ("loop.c",)
-_HEADERS = ("generator.h", "histogram.h", "payload.h")
+_HEADERS = ("generator.h", "histogram.h", "payload.h", "usage.h")
 _FLAGS = ("-std=gnu11", "-O2")
 _SECONDS = 60.0
 

@@ -22,7 +22,6 @@ from spread.client.bench.processes import Server, Watch
 from spread.client.bench.protocol import (
     Begin,
     Closed,
-    End,
     Event,
     Failed,
     Heard,
@@ -146,14 +145,15 @@ class Generator(_Process):
             return opened, None
         return opened, self._expect(Heard, opening.timeout + _SPARE_SECONDS)
 
-    def run(self, run: Run, at_begin: Callable[[], None], at_end: Callable[[], None]) -> Result:
-        """Publish, and measure. Both functions are called as soon as may be."""
+    def run(self, run: Run, begun: Callable[[], None] = lambda: None) -> Result:
+        """Publish, and measure.
+
+        :param begun: called when the measuring begins.
+        """
         self._say(run.line())
         self._expect(Begin, run.warm + _SPARE_SECONDS)
-        at_begin()
-        self._expect(End, run.seconds + _SPARE_SECONDS)
-        at_end()
-        return self._expect(Result, run.drain + _SPARE_SECONDS)
+        begun()
+        return self._expect(Result, run.seconds + run.drain + _SPARE_SECONDS)
 
     def close(self) -> None:
         """Close all connections. That something has failed before is no matter any more."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from spread.client.bench.processes import Reading, Server, Usage
+from spread.client.bench.processes import Server, Usage
 from spread.client.bench.protocol import Opened, Quantiles, Result
 
 __all__ = [
@@ -76,52 +76,66 @@ class Sample:
         return not any(self.faults.values())
 
 
-def sample_of(result: Result, begin: Reading, end: Reading, *, servers: Sequence[Server]) -> Sample:
+def sample_of(result: Result, servers: Sequence[Server]) -> Sample:
     """What a run gave.
 
-    The readings are taken a moment after the generator's own marks. So rates are divided by rates: CPU
-    seconds a second between the readings, by deliveries a second between the marks.
+    :param servers: whose CPU was read, in this order.
     """
-    per_second = result.deliveries / result.seconds
-    values = {"deliveries_per_second": per_second, "messages_per_second": result.messages / result.seconds}
-    values |= _latencies("", result.latency_ns)
-    seconds = end.at - begin.at
-    shards, redis = end.shards - begin.shards, end.redis - begin.redis
-    if per_second:
-        values |= _all_cpu(shards, redis, per_second * seconds, servers)
+    seconds = result.seconds
+    values = {
+        "deliveries_per_second": result.deliveries / seconds,
+        "messages_per_second": result.messages / seconds,
+        **_latencies("", result.latency_ns),
+    }
+    shards, redis = _sums(zip(servers, (Usage(*used) for used in result.cpu), strict=True))
+    if result.deliveries:
+        values |= _all_cpu(shards, redis, result.deliveries, servers)
     ours = shards.total + redis.total + result.busy * seconds
     return Sample(
         values,
         {name: getattr(result, name) for name in _FAULTS},
         busy=result.busy,
         shard_cores=shards.total / seconds,
-        other_cores=max(0.0, (end.busy - begin.busy - ours) / seconds),
-        stolen=(end.stolen - begin.stolen) / seconds,
+        other_cores=max(0.0, (result.machine_busy - ours) / seconds),
+        stolen=result.machine_stolen / seconds,
         deliveries_per_read=result.deliveries / result.reads if result.reads else 0.0,
         frame_bytes=result.bytes / result.deliveries if result.deliveries else 0.0,
         late_ms=result.late_ns / 1e6,
     )
 
 
+def _sums(used: Iterable[tuple[Server, Usage]]) -> tuple[Usage, Usage]:
+    """Of the shards, and of Redis."""
+    shards = redis = Usage(0.0, 0.0, 0.0)
+    for server, usage in used:
+        if server.is_redis:
+            redis += usage
+        else:
+            shards += usage
+    return shards, redis
+
+
 def idle_sample(
-    opened: Opened, begin: Reading, end: Reading, growth: int | None, *, servers: Sequence[Server]
+    opened: Opened,
+    before: Sequence[Usage],
+    after: Sequence[Usage],
+    growth: int | None,
+    servers: Sequence[Server],
 ) -> Sample:
     """What connecting some clients gave.
 
+    :param before: what the servers had used, in their order; nothing else has kept them busy since.
     :param growth: bytes by which the shards grew; ``None``: not known.
     """
     values = {"connects_per_second": opened.clients / opened.seconds}
     values |= {
         name: value for name, value in _latencies("connect_", opened.connect_ns).items() if name in NAMES
     }
-    shards, redis = end.shards - begin.shards, end.redis - begin.redis
-    values |= _all_cpu(shards, redis, opened.clients, servers)
+    used = [end - begin for begin, end in zip(before, after, strict=True)]
+    values |= _all_cpu(*_sums(zip(servers, used, strict=True)), opened.clients, servers)
     if growth is not None:
         values["rss_bytes"] = growth / opened.clients
-    seconds = end.at - begin.at
-    return Sample(
-        values, {}, shard_cores=shards.total / seconds, stolen=(end.stolen - begin.stolen) / seconds
-    )
+    return Sample(values, {})
 
 
 def _latencies(prefix: str, of: Quantiles) -> dict[str, float]:

@@ -32,23 +32,27 @@ static const char *shown(const char *data, size_t size) {
   return text;
 }
 
-static uint32_t room_of(const struct client *client, uint32_t index) { return client->group + index * setup.groups; }
+static uint32_t room_of(const struct client *client, uint32_t index) {
+  return client->group + index * setup.groups;
+}
 
 static uint32_t rooms_of(const struct client *client) {
   return client->is_publisher ? 0 : (setup.rooms - client->group + setup.groups - 1) / setup.groups;
 }
 
-static int channel_of(char *to, size_t size, uint32_t room) { return snprintf(to, size, "%s%u", setup.channel, room); }
+static int channel_of(char *to, size_t size, uint32_t room) {
+  return snprintf(to, size, "%s%u", setup.channel, room);
+}
 
 /* -- WebSocket (RFC 6455) ----------------------------------------------------------------------------------- */
 
 static void say_upgrade(struct client *client) {
   char request[1024];
-  int size = snprintf(request, sizeof request,
-                      "GET %s HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3ByZWFkLWJlbmNoLWtleQ==\r\n%s\r\n",
-                      setup.path,
-                      setup.format == PROTOBUF ? "Sec-WebSocket-Protocol: centrifuge-protobuf\r\n" : "");
+  int size =
+      snprintf(request, sizeof request,
+               "GET %s HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+               "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: c3ByZWFkLWJlbmNoLWtleQ==\r\n%s\r\n",
+               setup.path, setup.format == PROTOBUF ? "Sec-WebSocket-Protocol: centrifuge-protobuf\r\n" : "");
   append(client, request, (size_t)size);
 }
 
@@ -123,8 +127,8 @@ static void say_subscribe(struct client *client, uint32_t room) {
     char request[200];
     say_protobuf(client, 5, request, field(request, 1, channel, (size_t)length));
   } else {
-    int size = snprintf(command, sizeof command, "{\"id\":%u,\"subscribe\":{\"channel\":\"%s\"}}", ++client->last_id,
-                        channel);
+    int size = snprintf(command, sizeof command, "{\"id\":%u,\"subscribe\":{\"channel\":\"%s\"}}",
+                        ++client->last_id, channel);
     say_frame(client, 1, command, (size_t)size);
   }
 }
@@ -196,8 +200,8 @@ void say_payload(struct client *client, const struct payload *said) {
     say_protobuf(client, 7, request, used);
     return;
   }
-  int used = snprintf(command, sizeof command, "{\"id\":%u,\"publish\":{\"channel\":\"%s\",\"data\":\"", ++client->last_id,
-                      channel);
+  int used = snprintf(command, sizeof command, "{\"id\":%u,\"publish\":{\"channel\":\"%s\",\"data\":\"",
+                      ++client->last_id, channel);
   payload_write(command + used, size, said);
   memcpy(command + used + size, "\"}}", 3);
   say_frame(client, 1, command, (size_t)used + size + 3);
@@ -319,7 +323,7 @@ static void hear_protobuf(struct client *client, const char *data, size_t size, 
     const char *text = find_field(error, inner_size, 2, &inner_size);
     fail("the server says: %s", text != NULL ? shown(text, inner_size) : "an error");
   } else if ((client->state == GREETING && find_field(data, size, 5, &inner_size) != NULL) ||
-           (client->state == SUBSCRIBING && find_field(data, size, 6, &inner_size) != NULL))
+             (client->state == SUBSCRIBING && find_field(data, size, 6, &inner_size) != NULL))
     say_more(client);
 }
 

@@ -4,7 +4,6 @@
    in protocol.py. It ends with its standard input, so that it never outlives who started it. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,12 +16,14 @@
 
 #include "generator.h"
 #include "histogram.h"
+#include "usage.h"
 
 #define SECOND 1000000000ull
 
 enum {
   PROBED_AT_ONCE = 256, /* rooms */
-  WAITS_MAX = 8 << 20   /* bytes that may wait on a publisher that is not read */
+  WAITS_MAX = 8 << 20,  /* bytes that may wait on a publisher that is not read */
+  SERVERS_MAX = 128     /* processes whose CPU is read */
 };
 
 /* Time between two probes of a room that has not heard all; after the last delivery of a run, for doubles. */
@@ -39,10 +40,10 @@ struct track {
   uint32_t newest;
   uint64_t seen; /* bit k: newest - k */
 };
-static struct track *tracks;   /* [(room * members + member) * publishers + publisher] */
-static uint32_t *sequences;    /* [room * publishers + publisher], the last one said */
-static uint32_t publishers;    /* of one room */
-static uint32_t fan_out;       /* deliveries of one message */
+static struct track *tracks; /* [(room * members + member) * publishers + publisher] */
+static uint32_t *sequences;  /* [room * publishers + publisher], the last one said */
+static uint32_t publishers;  /* of one room */
+static uint32_t fan_out;     /* deliveries of one message */
 
 /* Probes: which members have heard one. */
 static bool *has_heard;        /* [room * members + member] */
@@ -67,6 +68,15 @@ struct counts {
   uint64_t at, messages, deliveries, bytes, reads, cpu;
 };
 static struct counts counts, begun, ended;
+
+/* The processes that are measured, and what they had used then. */
+static int servers[SERVERS_MAX];
+static uint32_t server_count;
+struct used {
+  struct usage servers[SERVERS_MAX];
+  double busy, stolen;
+};
+static struct used used_begun, used_ended;
 
 /* -- what is told ------------------------------------------------------------------------------------------- */
 
@@ -248,18 +258,38 @@ static void probe(uint64_t at) {
   }
 }
 
+/* -- what the servers use ----------------------------------------------------------------------------------- */
+
+static void read_usage(struct used *to) {
+  for (uint32_t i = 0; i < server_count; i++)
+    if (!usage_of(servers[i], &to->servers[i])) fail("there is no process %d", servers[i]);
+  machine_usage(&to->busy, &to->stolen);
+}
+
+static void tell_usage(void) {
+  printf("\"machine_busy\":%.2f,\"machine_stolen\":%.2f,\"cpu\":[", used_ended.busy - used_begun.busy,
+         used_ended.stolen - used_begun.stolen);
+  for (uint32_t i = 0; i < server_count; i++) {
+    const struct usage *from = &used_begun.servers[i], *to = &used_ended.servers[i];
+    printf("%s[%.9f,%.2f,%.2f]", i ? "," : "", to->total - from->total, to->user - from->user,
+           to->system - from->system);
+  }
+  printf("],");
+}
+
 /* -- phases ------------------------------------------------------------------------------------------------- */
 
 static void tell_result(void) {
   double seconds = (double)(ended.at - begun.at) / 1e9;
-  printf("{\"event\":\"result\",\"seconds\":%.6f,\"messages\":%" PRIu64 ",\"deliveries\":%" PRIu64 ",\"bytes\":%" PRIu64
-         ",\"reads\":%" PRIu64 ",\"busy\":%.4f,\"lost\":%" PRId64 ",\"doubled\":%" PRIu64 ",\"reordered\":%" PRIu64
-         ",\"misrouted\":%" PRIu64 ",\"damaged\":%" PRIu64 ",\"stalls\":%" PRIu64 ",\"late_ns\":%" PRIu64
-         ",\"sent\":%" PRId64 ",",
+  printf("{\"event\":\"result\",\"seconds\":%.6f,\"messages\":%" PRIu64 ",\"deliveries\":%" PRIu64
+         ",\"bytes\":%" PRIu64 ",\"reads\":%" PRIu64 ",\"busy\":%.4f,\"lost\":%" PRId64 ",\"doubled\":%" PRIu64
+         ",\"reordered\":%" PRIu64 ",\"misrouted\":%" PRIu64 ",\"damaged\":%" PRIu64 ",\"stalls\":%" PRIu64
+         ",\"late_ns\":%" PRIu64 ",\"sent\":%" PRId64 ",",
          seconds, ended.messages - begun.messages, ended.deliveries - begun.deliveries, ended.bytes - begun.bytes,
          ended.reads - begun.reads, (double)(ended.cpu - begun.cpu) / 1e9 / seconds,
          expected - delivered > 0 ? expected - delivered : 0, doubled, reordered, misrouted, damaged, stalls,
          latest_start, expected);
+  tell_usage();
   tell_histogram("latency_ns", &latency);
   tell("}");
 }
@@ -267,13 +297,16 @@ static void tell_result(void) {
 static void turn_of_run(uint64_t at) {
   if (phase == WARM && at >= measure_from) {
     phase = MEASURE;
-    begun = counted(at);
+    read_usage(&used_begun);
+    begun = counted(now());
+    if (has_failed) return;
     tell("{\"event\":\"begin\"}");
   }
   if (phase == MEASURE && at >= measure_until) {
     phase = DRAIN;
-    ended = counted(at);
-    tell("{\"event\":\"end\"}");
+    ended = counted(now());
+    read_usage(&used_ended);
+    if (has_failed) return;
     drain_until += now();
     quiet_until = 0;
   }
@@ -292,7 +325,8 @@ static void turn_of_run(uint64_t at) {
 
 static void turn(uint64_t at) {
   if (phase == CONNECT && !clients_connect_more() && !has_failed) {
-    printf("{\"event\":\"opened\",\"clients\":%u,\"seconds\":%.6f,", client_count, (double)(at - connect_started) / 1e9);
+    printf("{\"event\":\"opened\",\"clients\":%u,\"seconds\":%.6f,", client_count,
+           (double)(at - connect_started) / 1e9);
     tell_histogram("connect_ns", &connecting);
     tell("}");
     phase = IDLE;
@@ -382,9 +416,10 @@ static void command_open(const char *line) {
   snprintf(setup.token, sizeof setup.token, "%s", word(line, "token"));
   publishers = setup.members_publish ? setup.members : 1;
   fan_out = setup.members - (setup.members_publish && !setup.has_echo);
-  if (format > 3 || !setup.rooms || setup.rooms > ROOMS_MAX || !setup.members || (setup.has_probes && publishers > PUBLISHERS_MAX) ||
-      !setup.groups || setup.groups > setup.rooms || setup.payload_bytes < PAYLOAD_MIN ||
-      setup.payload_bytes > PAYLOAD_MAX || !setup.at_once || (format == TEXT && setup.groups != setup.rooms)) {
+  if (format > 3 || !setup.rooms || setup.rooms > ROOMS_MAX || !setup.members ||
+      (setup.has_probes && publishers > PUBLISHERS_MAX) || !setup.groups || setup.groups > setup.rooms ||
+      setup.payload_bytes < PAYLOAD_MIN || setup.payload_bytes > PAYLOAD_MAX || !setup.at_once ||
+      (format == TEXT && setup.groups != setup.rooms)) {
     fail("this cannot be opened: %.300s", line);
     return;
   }
@@ -414,6 +449,11 @@ static void command_run(const char *line) {
   per_second = number(line, "per_second");
   stall_after = (uint64_t)(number(line, "stall") * 1e9);
   drain_until = (uint64_t)(number(line, "drain") * 1e9); /* counted from the end of the measuring */
+  server_count = 0;
+  char pids[4096];
+  snprintf(pids, sizeof pids, "%s", word(line, "pids"));
+  for (char *rest = pids, *each; (each = strsep(&rest, ",")) != NULL && server_count < SERVERS_MAX;)
+    if (each[0]) servers[server_count++] = atoi(each);
   expected = delivered = written_off = 0;
   doubled = reordered = misrouted = damaged = stalls = latest_start = due_count = 0;
   histogram_clear(&latency);

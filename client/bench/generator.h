@@ -60,8 +60,8 @@ extern struct setup setup;
 
 /* formats.c. All of it writes to client->out; nothing is sent before the end of the turn. */
 
-void say_hello(struct client *client);              /* as soon as the connection is there */
-void say_more(struct client *client);               /* the next step on the way to READY */
+void say_hello(struct client *client); /* as soon as the connection is there */
+void say_more(struct client *client);  /* the next step on the way to READY */
 void say_payload(struct client *client, const struct payload *said);
 int hear(struct client *client, const char *data, size_t size); /* bytes that were used up; -1: it failed */
 

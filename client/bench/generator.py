@@ -19,10 +19,10 @@ import msgspec
 
 from spread.client.bench.histogram import Histogram
 from spread.client.bench.payload import Payload, read, written
+from spread.client.bench.processes import machine_usage, usage_of
 from spread.client.bench.protocol import (
     Begin,
     Closed,
-    End,
     Event,
     Failed,
     Heard,
@@ -110,7 +110,7 @@ class Generator:
             self._opening = msgspec.convert(_parsed(pairs), Opening, strict=False)
             self._task = self._open(self._opening)
         elif word == "run":
-            self._task = self._run(msgspec.convert(pairs, Run, strict=False))
+            self._task = self._run(msgspec.convert(_parsed(pairs), Run, strict=False))
         elif word == "close":
             self._close()
             self._tell(Closed())
@@ -293,6 +293,8 @@ class Generator:
             yield from self._running(opening, run)
         except Lost as error:
             self._fail(f"a publisher was {error}")
+        except ProcessLookupError as error:
+            self._fail(str(error))
 
     def _running(self, opening: Opening, run: Run) -> Wait:
         self._counts = {}
@@ -305,13 +307,16 @@ class Generator:
         self._is_measuring = True
         pace.latest = 0.0
         started, cpu = time.monotonic(), time.process_time()
+        used = [usage_of(pid) for pid in run.pids]
+        busy, stolen = machine_usage()
         before = (self._messages, self._deliveries, self._bytes, self._reads)
         self._tell(Begin())
         yield from self._publishing(opening, run, pace, begin + run.seconds)
         self._is_measuring = False
         seconds, cpu = time.monotonic() - started, time.process_time() - cpu
         after = (self._messages, self._deliveries, self._bytes, self._reads)
-        self._tell(End())
+        used = [usage_of(pid) - before for pid, before in zip(run.pids, used, strict=True)]
+        busy_then, stolen_then = machine_usage()
         sent = self._messages * opening.fan_out
         deadline = time.monotonic() + run.drain
         while self._deliveries < sent and time.monotonic() < deadline:
@@ -338,6 +343,9 @@ class Generator:
                 late_ns=int(pace.latest * 1e9),
                 sent=sent,
                 latency_ns=_quantiles(self._latency),
+                cpu=[(each.total, each.user, each.system) for each in used],
+                machine_busy=busy_then - busy,
+                machine_stolen=stolen_then - stolen,
             )
         )
 
@@ -382,7 +390,7 @@ class _Pace:
 def _parsed(words: dict[str, str]) -> dict[str, object]:
     """Lists are written with commas."""
     return {
-        name: tuple(value.split(",")) if name in ("at", "publish_at") else value
+        name: tuple(filter(None, value.split(","))) if name in ("at", "publish_at", "pids") else value
         for name, value in words.items()
     }
 

@@ -25,7 +25,7 @@ from spread.client.bench.figures import (
     sample_of,
 )
 from spread.client.bench.plan import Case, Options
-from spread.client.bench.processes import Reading, Server, read, resident_bytes
+from spread.client.bench.processes import Server, resident_bytes, usage_of
 from spread.client.bench.protocol import Opening
 
 __all__ = ["Bench", "Measured", "measure"]
@@ -101,13 +101,8 @@ class _Target:
     frame_bytes: float
 
     def measured(self, case: Case, options: Options) -> Sample:
-        readings: list[Reading] = []
-
-        def take() -> None:
-            readings.append(read(self.servers))
-
-        result = self.generator.run(case.run(options), take, take)
-        return sample_of(result, *readings, servers=self.servers)
+        result = self.generator.run(case.run(options, (server.pid for server in self.servers)))
+        return sample_of(result, self.servers)
 
 
 def _measure_busy(into: Measured, bench: Bench) -> None:
@@ -192,11 +187,11 @@ def _connected(generator: Generator, opening: Opening, servers: Sequence[Server]
     generator.open(replace(opening, members=min(_FIRST_CLIENTS, opening.members)))
     generator.close()
     before = _settled_bytes(shards)
-    begin = read(servers)
+    used = [usage_of(server.pid) for server in servers]
     opened, _ = generator.open(opening)
-    end = read(servers)
+    used_then = [usage_of(server.pid) for server in servers]
     growth = _settled_bytes(shards) - before if has_memory and shards else None
-    return idle_sample(opened, begin, end, growth, servers=servers)
+    return idle_sample(opened, used, used_then, growth, servers)
 
 
 def _settled_bytes(servers: Sequence[Server]) -> int:

@@ -174,10 +174,17 @@ class Case:
         alone = replace(self, workload=Workload.W4, rooms=1, groups=1, members=self.idle_clients)
         return replace(alone.opening(cluster), channel=f"{PLAIN}idle-")
 
-    def run(self, options: Options) -> Run:
-        per_second = self.rate / self.fan_out
+    def run(self, options: Options, pids: Iterable[int]) -> Run:
+        """What is published, for the generator.
+
+        :param pids: the processes that are measured.
+        """
         return Run(
-            in_flight=self.in_flight, per_second=per_second, warm=options.warm, seconds=options.seconds
+            in_flight=self.in_flight,
+            per_second=self.rate / self.fan_out,
+            warm=options.warm,
+            seconds=options.seconds,
+            pids=tuple(pids),
         )
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spread.client.bench.errors import ServerDied
 
-__all__ = ["Reading", "Server", "Usage", "Watch", "is_redis", "pin", "read", "resident_bytes", "usage_of"]
+__all__ = ["Server", "Usage", "Watch", "is_redis", "machine_usage", "pin", "resident_bytes", "usage_of"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -40,9 +40,6 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(self.total + other.total, self.user + other.user, self.system + other.system)
-
-
-NOTHING = Usage(0.0, 0.0, 0.0)
 
 
 def usage_of(pid: int) -> Usage:
@@ -90,33 +87,11 @@ def pin(pid: int, cpus: Iterable[int]) -> None:
             os.sched_setaffinity(int(task.name), cpus)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the processes, and the whole machine, had used at one moment."""
-
-    at: float
-    shards: Usage
-    redis: Usage
-    busy: float
-    """CPU seconds that the machine was busy, whoever with."""
-    stolen: float
-    """CPU seconds that the host gave to others."""
-
-
-def read(servers: Iterable[Server]) -> Reading:
-    """:raises ProcessLookupError: one of them has ended."""
-    at = time.monotonic()
-    shards = redis = NOTHING
-    for server in servers:
-        usage = usage_of(server.pid)
-        if server.is_redis:
-            redis += usage
-        else:
-            shards += usage
+def machine_usage() -> tuple[float, float]:
+    """CPU seconds that the machine was busy, whoever with, and that the host gave to others."""
     with open("/proc/stat", "rb") as lines:
         user, nice, system, _idle, _wait, interrupts, soft, stolen = map(int, lines.readline().split()[1:9])
-    busy = user + nice + system + interrupts + soft
-    return Reading(at, shards, redis, busy / _TICKS, stolen / _TICKS)
+    return (user + nice + system + interrupts + soft) / _TICKS, stolen / _TICKS
 
 
 class Watch:

@@ -8,7 +8,7 @@ Commands are a word and ``name=value`` pairs; no value has a space in it:
 
 Answers are objects of JSON, one a line, told apart by ``event``. An ``open`` is answered by ``opened``, and
 with ``probes=1`` also by ``heard``, once every member of every room has heard a probe of its publishers. A
-``run`` is answered by ``begin`` when the measuring begins, ``end`` when it ends, and ``result`` when all
+``run`` is answered by ``begin`` when the measuring begins, and by ``result`` when it has ended and all
 deliveries have come or are given up. A ``close`` is answered by ``closed``. Instead of any of them, once,
 ``failed`` may come; after that only ``close`` and ``open`` are taken.
 
@@ -35,7 +35,6 @@ import msgspec
 __all__ = [
     "Begin",
     "Closed",
-    "End",
     "Event",
     "Failed",
     "Heard",
@@ -105,6 +104,9 @@ class Run:
     """Seconds to wait for what is outstanding at the end."""
     stall: float = 2.0
     """After so many seconds without any delivery, what is outstanding is written off as lost."""
+    pids: tuple[int, ...] = ()
+    """Processes whose CPU is read. The generator does it: it alone is there when the measuring ends, and a
+    moment later the servers have nothing to do."""
 
     def line(self) -> str:
         return _line("run", self)
@@ -117,7 +119,7 @@ def _line(word: str, command: Opening | Run) -> str:
         if isinstance(value, bool):
             value = int(value)
         elif isinstance(value, tuple):
-            value = ",".join(value)
+            value = ",".join(map(str, value))
         parts.append(f"{field.name}={value}")
     return " ".join(parts) + "\n"
 
@@ -159,12 +161,8 @@ class Begin(Event, frozen=True):
     pass
 
 
-class End(Event, frozen=True):
-    pass
-
-
 class Result(Event, frozen=True, kw_only=True):
-    """What was counted between ``begin`` and ``end``; losses and the like, in the whole run."""
+    """What was counted while it measured; losses and the like, in the whole run."""
 
     seconds: float
     messages: int
@@ -187,6 +185,12 @@ class Result(Event, frozen=True, kw_only=True):
     sent: int
     """Deliveries that should have come in the whole run."""
     latency_ns: Quantiles
+    cpu: list[tuple[float, float, float]]
+    """Of each of the ``pids``: seconds in all, of the user, of the system."""
+    machine_busy: float
+    """CPU seconds of the whole machine."""
+    machine_stolen: float
+    """CPU seconds that the host gave to others."""
 
 
 class Closed(Event, frozen=True):
@@ -197,9 +201,7 @@ class Failed(Event, frozen=True):
     why: str
 
 
-_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    Opened | Heard | Begin | End | Result | Closed | Failed
-)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Opened | Heard | Begin | Result | Closed | Failed)
 
 
 def event_of(line: bytes) -> Event:

@@ -72,28 +72,29 @@ def run(request: Request, out: TextIO, err: TextIO, environ: Mapping[str, str]) 
     results = [(point, Measured(case)) for point, case in points]
     measured = [each for _, each in results]
     why = _measure_all(measured, bench, err)
-    _print(report.tables(measured, request.options.repeat), out)
+    print_to(report.tables(measured, request.options.repeat), out)
     told = _tell(request, bench, results, why, err)
     for line in [*([why] if why else []), *report.faults_of(measured), *told]:
         print(f"spread: error: {line}", file=err)
     return FAILED if why or told or report.faults_of(measured) else DONE
 
 
-def _print(text: str, out: TextIO) -> None:
+def print_to(text: str, out: TextIO) -> None:
+    """It is no error that nobody reads it."""
     try:
         out.write(text)
         out.flush()
-    except BrokenPipeError:  # whoever read it has seen enough; and the interpreter would try again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # or the interpreter tries again at its end
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
 
 
 def _points(request: Request) -> Sequence[tuple[int, Case]]:
     """The cases, in a sweep with how many there are of what is swept."""
     options = request.options
     if request.where is not None:
-        # The shards are as many as there are; each workload takes those of its format.
-        shards = len(request.where.text or request.where.http)
-        options = replace(options, shards=shards)
+        options = replace(options, shards=request.where.shards)
     if request.sweep is not None:
         points = request.points or request.sweep.default_points
         return points_of(request.sweep, points, options)

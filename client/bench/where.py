@@ -33,6 +33,11 @@ class Where:
             for address in (*self.text, *self.http)
         )
 
+    @property
+    def shards(self) -> int:
+        """How many there are for every format."""
+        return min(len(addresses) for addresses in (self.text, self.http) if addresses)
+
     def check(self, has_text: bool, has_http: bool) -> None:
         """:raises BadRequest: there is no address for a format."""
         if has_text and not self.text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -35,10 +36,7 @@ def opening(*at: str, **changed: object) -> Opening:
 
 
 def measured(generator: Generator, run: Run = SHORT) -> Result:
-    marks: list[str] = []
-    result = generator.run(run, lambda: marks.append("begin"), lambda: marks.append("end"))
-    assert marks == ["begin", "end"]
-    return result
+    return generator.run(run)
 
 
 def faults(result: Result) -> tuple[int, ...]:
@@ -99,6 +97,24 @@ def test_a_pace_is_kept(generator: Generator) -> None:
     assert 15 <= result.messages <= 25
     assert result.latency_ns.count == result.deliveries
     assert 0 < result.latency_ns.p50 <= result.latency_ns.p99 <= result.latency_ns.max
+
+
+def test_cpu_is_read(generator: Generator) -> None:
+    with faulty() as server:  # it is in this process
+        generator.open(opening(server.address))
+        result = measured(generator, replace(SHORT, pids=(os.getpid(), os.getppid())))
+    ours, parents = result.cpu
+    assert 0 < ours[0] < 1.0
+    assert ours[0] == pytest.approx(ours[1] + ours[2], abs=0.04)
+    assert parents[0] >= 0
+    assert result.machine_busy > 0
+
+
+def test_a_process_that_is_not_there(generator: Generator) -> None:
+    with faulty() as server:
+        generator.open(opening(server.address))
+        with pytest.raises(CutShort, match="there is no process 4194304"):
+            measured(generator, replace(SHORT, pids=(2**22,)))
 
 
 def test_clients_stay_for_another_run(generator: Generator) -> None:
@@ -173,7 +189,7 @@ def test_a_server_that_hangs_up_ends_the_run(generator: Generator) -> None:
     with faulty() as server:
         generator.open(opening(server.address))
         with pytest.raises(CutShort, match="lost: "):
-            generator.run(replace(SHORT, seconds=20), server.hang_up, lambda: None)
+            generator.run(replace(SHORT, seconds=20), server.hang_up)
 
 
 def test_members_who_hear_nothing_are_noticed(generator: Generator) -> None:

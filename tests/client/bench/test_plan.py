@@ -49,7 +49,8 @@ def test_rooms() -> None:
     assert (opening.rooms, opening.members, opening.groups, opening.clients) == (500, 4, 500, 2000)
     assert opening.members_publish and opening.echo and opening.probes
     assert opening.at == ("1.1.1.1:3", "1.1.1.1:4")
-    assert case.run(Options()).in_flight == 64
+    assert case.run(Options(), [1, 2]).pids == (1, 2)
+    assert case.run(Options(), ()).in_flight == 64
     assert opening.fan_out == case.fan_out == 4
     assert not case.batching_matters
     assert one(workloads=(Workload.W2,), formats=(Format.TEXT,)).fan_out == 3
@@ -66,7 +67,7 @@ def test_across_shards() -> None:
 
 def test_a_pace() -> None:
     case = one(workloads=(Workload.W3,), formats=(Format.TEXT,), subscribers=500)
-    run = case.run(Options(seconds=3.0))
+    run = case.run(Options(seconds=3.0), ())
     assert (run.per_second, run.seconds) == (40.0, 3.0)
 
 
@@ -109,12 +110,12 @@ def test_answers_are_json() -> None:
     quantiles = b'{"p50":1,"p90":2,"p99":3,"p999":4,"max":5,"mean":1.5,"count":9}'
     result = event_of(
         b'{"event":"result","seconds":1.0,"messages":3,"deliveries":9,"bytes":90,"reads":9,"busy":0.1,"lost":0,'
-        b'"doubled":0,"reordered":0,"misrouted":0,"damaged":0,"stalls":0,"late_ns":7,"sent":9,"latency_ns":'
-        + quantiles
-        + b"}"
+        b'"doubled":0,"reordered":0,"misrouted":0,"damaged":0,"stalls":0,"late_ns":7,"sent":9,'
+        b'"cpu":[[0.3,0.1,0.2]],"machine_busy":1.5,"machine_stolen":0.0,"latency_ns":%b}' % quantiles
     )
     assert isinstance(result, Result)
     assert result.latency_ns.p999 == 4
+    assert result.cpu == [(0.3, 0.1, 0.2)]
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------
@@ -207,6 +208,8 @@ def test_where_it_is() -> None:
     both = parse_connect("text=127.0.0.1:8007,http=127.0.0.1:8000", True, True)
     assert both == Where(("127.0.0.1:8007",), ("127.0.0.1:8000",))
     assert both.is_here
+    assert both.shards == 1
+    assert Where((), ("127.0.0.1:1", "127.0.0.1:2")).shards == 2
     assert not parse_connect("http=192.0.2.1:8000", False, True).is_here
     assert parse_connect("localhost:8000", False, True).is_here
 

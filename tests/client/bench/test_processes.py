@@ -12,12 +12,11 @@ import pytest
 from spread.client.bench.cpus import pinned_to
 from spread.client.bench.errors import ServerDied
 from spread.client.bench.processes import (
-    Server,
     Usage,
     Watch,
     is_redis,
+    machine_usage,
     pin,
-    read,
     resident_bytes,
     usage_of,
 )
@@ -56,12 +55,9 @@ def test_sums() -> None:
     one = Usage(3.0, 2.0, 1.0)
     assert one + one == Usage(6.0, 4.0, 2.0)
     assert one - one == Usage(0.0, 0.0, 0.0)
-    both = [Server("shard", os.getpid()), Server("valkey", os.getpid(), is_redis=True)]
-    reading = read(both)
-    assert reading.shards.total == pytest.approx(reading.redis.total, abs=0.02)
-    assert 0 < reading.at <= time.monotonic()
-    assert reading.busy > 0
-    assert read([]).shards == Usage(0.0, 0.0, 0.0)
+    busy, stolen = machine_usage()
+    assert busy > 0
+    assert stolen >= 0
 
 
 def test_what_is_not_there() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from spread.client.bench import charts, report
@@ -22,7 +23,7 @@ from spread.client.bench.figures import (
 )
 from spread.client.bench.measuring import Measured
 from spread.client.bench.plan import Format, Options, Workload, cases
-from spread.client.bench.processes import Reading, Server, Usage
+from spread.client.bench.processes import Server, Usage
 from spread.client.bench.progress import Progress
 from spread.client.bench.protocol import Opened, Quantiles, Result
 from spread.client.bench.sweep import Sweep, points_of
@@ -31,9 +32,9 @@ QUANTILES = Quantiles(1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000, 1.5
 SHARD, VALKEY = Server("shard 0", 1), Server("valkey", 2, is_redis=True)
 
 
-def result(**changed: int) -> Result:
-    counts = dict.fromkeys(("lost", "doubled", "reordered", "misrouted", "damaged", "stalls"), 0) | changed
-    return Result(
+def result(**changed: object) -> Result:
+    counts = dict.fromkeys(("lost", "doubled", "reordered", "misrouted", "damaged", "stalls"), 0)
+    plain = Result(
         seconds=2.0,
         messages=200,
         deliveries=200_000,
@@ -43,19 +44,16 @@ def result(**changed: int) -> Result:
         late_ns=2_000_000,
         sent=300_000,
         latency_ns=QUANTILES,
+        cpu=[(0.3, 0.08, 0.22), (0.02, 0.01, 0.01), (0.1, 0.02, 0.08)],
+        machine_busy=1.82,
+        machine_stolen=0.0,
         **counts,
     )
-
-
-def reading(at: float, shards: float, redis: float = 0.0) -> Reading:
-    # A quarter of the CPU is user's.
-    usage = Usage(shards, shards / 4, shards * 3 / 4)
-    return Reading(at, usage, Usage(redis, redis, 0.0), busy=2 * shards + redis, stolen=0.0)
+    return msgspec.structs.replace(plain, **changed)
 
 
 def test_a_sample() -> None:
-    # Read over 2.1 s, in which twice 5 % more was used than in the 2 s of the generator.
-    sample = sample_of(result(), reading(10.0, 5.0), reading(12.1, 5.42, 0.021), servers=[SHARD, VALKEY])
+    sample = sample_of(result(), [SHARD, VALKEY, SHARD])
     assert sample.values["deliveries_per_second"] == 100_000
     assert sample.values["messages_per_second"] == 100
     assert sample.values["shard_us"] == pytest.approx(2.0)
@@ -65,42 +63,28 @@ def test_a_sample() -> None:
     assert sample.values["p999_ms"] == 4.0
     assert (sample.frame_bytes, sample.deliveries_per_read, sample.late_ms) == (129.0, 2.0, 2.0)
     assert sample.shard_cores == pytest.approx(0.2)
+    # 1.82 s, of which 0.42 were the servers' and half of two the generator's.
+    assert sample.other_cores == pytest.approx(0.2)
     assert sample.is_clean
 
 
 def test_a_sample_of_processes_that_are_not_known() -> None:
-    sample = sample_of(result(lost=3), reading(10.0, 0.0), reading(12.0, 0.0), servers=[])
+    sample = sample_of(result(cpu=[], lost=3), [])
     assert "shard_us" not in sample.values
     assert "redis_us" not in sample.values
     assert not sample.is_clean
 
 
 def test_a_sample_of_nothing() -> None:
-    nothing = Result(
-        seconds=1.0,
-        messages=0,
-        deliveries=0,
-        bytes=0,
-        reads=0,
-        busy=0.0,
-        lost=0,
-        doubled=0,
-        reordered=0,
-        misrouted=0,
-        damaged=0,
-        stalls=0,
-        late_ns=0,
-        sent=0,
-        latency_ns=Quantiles(0, 0, 0, 0, 0, 0.0, 0),
-    )
-    sample = sample_of(nothing, reading(10.0, 1.0), reading(11.0, 1.0), servers=[SHARD])
+    sample = sample_of(result(deliveries=0, messages=0, bytes=0, reads=0), [SHARD, VALKEY, SHARD])
     assert sample.values["deliveries_per_second"] == 0
     assert "shard_us" not in sample.values
 
 
 def test_an_idle_sample() -> None:
     opened = Opened(1000, 0.5, QUANTILES)
-    sample = idle_sample(opened, reading(1.0, 1.0), reading(2.0, 1.2), 4_000_000, servers=[SHARD])
+    before, after = [Usage(1.0, 0.25, 0.75)], [Usage(1.2, 0.3, 0.9)]
+    sample = idle_sample(opened, before, after, 4_000_000, [SHARD])
     assert sample.values == pytest.approx(
         {
             "connects_per_second": 2000.0,
@@ -112,7 +96,7 @@ def test_an_idle_sample() -> None:
             "rss_bytes": 4000.0,
         }
     )
-    assert "rss_bytes" not in idle_sample(opened, reading(1, 1), reading(2, 1), None, servers=[SHARD]).values
+    assert "rss_bytes" not in idle_sample(opened, before, after, None, [SHARD]).values
 
 
 def rounds(*pairs: tuple[float, float]) -> list[dict[str, Sample]]:
