@@ -45,7 +45,8 @@ class Gathering:
         self.key = key
         """May be changed while no connection takes part or is waited for."""
         self._dialect = dialect
-        self._known = 0
+        self.known = 0
+        """Shards that heard when they were last counted."""
         # Whether this shard hears, and whether it ever did: the journal waits for its own ears too, also
         # when the outage came before the first count.
         self._hears = False
@@ -93,11 +94,11 @@ class Gathering:
         if connection is not self._connection:
             return
         count: int = reply[1]
-        is_complete = count >= self._known and (self._hears or not self._has_heard)
+        is_complete = count >= self.known and (self._hears or not self._has_heard)
         if self._done is not None and not is_complete and self._clock.seconds() < self._deadline:
             self._timer = self._clock.callLater(LOOK_SECONDS, self._ask, connection)
             return
-        self._known = count
+        self.known = count
         self._timer = self._clock.callLater(COUNT_SECONDS, self._ask, connection)
         self._finish()
 

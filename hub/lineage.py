@@ -82,6 +82,7 @@ class Lineage:
         self._elsewhere = getattr(endpoint, "elsewhere", None)
         self._timer: Timer | None = None
         self._replication = b""
+        self._generation = b""
         self._cut_for: set[bytes] = set()
         self._is_told = False
 
@@ -113,7 +114,9 @@ class Lineage:
 
     async def _learn(self, connection: CommandProtocol) -> bytes:
         """Gives the role; b"" if it may not be known."""
+        # Of another connection to the same server: it may have been told to forget all keys meanwhile.
         known = connection.generation[1:9] if self._is_cluster else connection.generation
+        known = known or self._generation
         arguments: list[bytes | int] = [drawn_epoch(), self._replication, known]
         if self._is_cluster:
             arguments.append(b"1")
@@ -135,6 +138,7 @@ class Lineage:
         connection.server_run = run
         if generation:
             connection.generation = b"@" + generation + before[0] if self._is_cluster else generation
+            self._generation = generation
             self._replication = replication
         return bytes(role)
 

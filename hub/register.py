@@ -366,7 +366,7 @@ class Register:
 
     def _told(self, outcome: Any) -> None:
         self._telling = None
-        if isinstance(outcome, Failure) and not outcome.check(CancelledError):
+        if isinstance(outcome, Failure) and not self._is_stopped and not outcome.check(CancelledError):
             self.log.failure("telling again who is present", outcome)
 
     async def _tell(self) -> None:

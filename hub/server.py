@@ -305,6 +305,7 @@ class Server:
 
     def _hears_again(self) -> bytes | None:
         self._count_away()
+        self._became_live()  # if this was the last that the start waited for
         if not isinstance(self.hearing.protocol, SubscriberProtocol):
             return None
         self.gathering.key = self._hearing_key_of()

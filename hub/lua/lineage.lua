@@ -30,7 +30,7 @@ local was_copy = string.find(told('master_replid2'), '[^0]') ~= nil
 local generation
 if known[1] then
   generation = (was_copy or told('aof_enabled') ~= '1') and ARGV[1] or known[1]
-elseif ARGV[2] == replication then
+elseif ARGV[2] == replication and ARGV[3] ~= '' then
   generation = ARGV[3]
 else
   generation = (was_copy or is_cluster) and ARGV[1] or '0'

@@ -85,7 +85,7 @@ def test_the_count_is_kept_up_to_date(stage: Stage) -> None:
         assert wire.commands() == []
         stage.clock.advance(0.02)
     stage.tell(wire, 2)
-    assert stage.done == [0.0] and stage.gathering._known == 2
+    assert stage.done == [0.0] and stage.gathering.known == 2
 
 
 def test_it_waits_until_as_many_hear_as_before(stage: Stage) -> None:
@@ -162,7 +162,7 @@ def test_a_server_that_is_busy_is_asked_again_later(stage: Stage) -> None:
     assert stage.done == [0.0]
     stage.clock.advance(COUNT_SECONDS)
     stage.tell(wire, 4)
-    assert stage.done == [0.0] and stage.gathering._known == 4
+    assert stage.done == [0.0] and stage.gathering.known == 4
 
 
 def test_stop_asks_no_more_and_does_not_say_done(stage: Stage) -> None:

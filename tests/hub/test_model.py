@@ -154,7 +154,7 @@ def drawn(actions: st.SearchStrategy[list[Action]], examples: int, **how: Any) -
 
     def decorated(test: Any) -> Any:
         chosen = settings(
-            max_examples=EXAMPLES or examples,
+            max_examples=max(EXAMPLES, examples),
             derandomize=not SEED,
             database=None,
             deadline=None,

@@ -188,6 +188,37 @@ class Killed(_Faults):
         self.assertEqual(len(stops), 1)
 
 
+class Forgetful(_Faults):
+    async def test_a_server_that_has_lost_all_keys_keeps_its_generation(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url)
+        hub = shard.hub
+        assert isinstance(hub, RedisHub)
+        before = server.command("HGET", "spread:lineage", "g")
+        server.command("FLUSHALL")
+        first = hub.server.commands.protocol
+        assert first is not None
+        first.cut("test")
+        await eventually(lambda: hub.server.commands.protocol not in (None, first))
+        connection = hub.server.commands.protocol
+        assert connection is not None
+        self.assertTrue(before)
+        self.assertEqual(server.command("HGET", "spread:lineage", "g"), before)
+        self.assertEqual(connection.generation, before)
+
+    async def test_who_waits_for_the_start_hears_of_restored_subscriptions(self) -> None:
+        server = self.valkey()
+        shard = await self.shard(server.url)
+        hub = shard.hub
+        assert isinstance(hub, RedisHub)
+        await hub.subscribe("a")
+        seen: list[bool] = []
+        hub.server._became_live = lambda: seen.append(hub.is_live)
+        hub.server.hearing.begin_anew("test")
+        await eventually(lambda: hub.is_live and len(seen) > 1)
+        self.assertEqual(seen, [False, True])
+
+
 class Frozen(_Faults):
     """SIGSTOP: everything stays open, nothing answers."""
 

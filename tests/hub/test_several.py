@@ -191,6 +191,8 @@ class Several(TestCase):
         await speaker.hub.add_presence(channel, ANN, 60)
         await speaker.hub.announce(channel, Joined(ANN))
         await eventually(lambda: (channel, Joined(ANN)) in listener.receiver.events)
+        # What is announced after an outage waits for as many ears as before, once they are counted.
+        await eventually(lambda: self.hub(speaker).hubs[1].server.gathering.known == 2)
         for shard in (speaker, listener):
             await self.away_from(shard, 1)
         await self.assertFailure(speaker.hub.remove_presence(channel, ANN.client), HubUnavailable)
