@@ -21,7 +21,7 @@ OTHER_FLAGS = {
 }
 OTHER_COMMANDS = re.compile(
     r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly"  # of other programs
-    r"|clients|transport|protocol|subscribe|frames|seed|target)\b"  # python -m tests.…
+    r"|clients|transport|protocol|subscribe|frames|seed|target|faults|seconds|rate)\b"  # python -m tests.…
 )
 
 
@@ -54,6 +54,7 @@ def test_flags_exist(document: Path) -> None:
 def test_variables_exist(document: Path) -> None:
     known = {flag.variable for flag in FLAGS} | {"SPREAD_HOME", "SPREAD_CONFIG", "SPREAD_CHECK"}
     known |= {"SPREAD_LENIENT_CONFIG", "SPREAD_TOKEN", "SPREAD_API_KEY"}
+    known |= {"SPREAD_MODEL_EXAMPLES", "SPREAD_MODEL_SEED", "SPREAD_TEST_HUB"}  # of the tests
     for variable in re.findall(r"\bSPREAD_[A-Z_]+\b", document.read_text()):
         # An option of a namespace, whose name is the user's.
         assert variable in known or variable.startswith("SPREAD_CHANNEL_NAMESPACES_"), variable
