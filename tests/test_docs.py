@@ -16,7 +16,16 @@ OTHER_FLAGS = {
     *("--channel", "--hello", "--host", "--once", "--port", "--stay"),  # spread chat
     *("--api", "--json", "--key", "--since", "--token", "--url"),  # spread tail, spread publish
     *("--secret-file", "--ttl", "--user"),  # spread token
-    *("--quick", "--workload", "--format", "--history", "--charts", "--sweep", "--points"),  # spread bench
+    *(
+        "--quick",
+        "--workload",
+        "--format",
+        "--history",
+        "--charts",
+        "--sweep",
+        "--points",
+        "--no-history",
+    ),  # spread bench
     *("--connect", "--pids", "--payload", "--cpu-load", "--cpu-servers"),
 }
 OTHER_COMMANDS = re.compile(
