@@ -515,7 +515,7 @@ class Leases(_Faults):
 def _known(shard: Shard) -> int:
     """How many shards this one knows to hear."""
     assert isinstance(shard.hub, RedisHub)
-    return shard.hub.server.gathering._known
+    return shard.hub.server.gathering.known
 
 
 def _links(shard: Shard) -> list[Any]:

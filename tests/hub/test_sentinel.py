@@ -388,7 +388,7 @@ async def nowhere() -> str:
 
 def _counted(shards: list[Shard]) -> list[int]:
     """How many shards each of them knows to hear."""
-    return [shard.hub.server.gathering._known for shard in shards if isinstance(shard.hub, RedisHub)]
+    return [shard.hub.server.gathering.known for shard in shards if isinstance(shard.hub, RedisHub)]
 
 
 def _switched(sentinel: Sentinel) -> bool:
