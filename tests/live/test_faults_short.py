@@ -69,6 +69,6 @@ def test_it_finds_that_second_tries_are_kept_twice() -> None:
 
 
 def test_it_finds_that_nobody_probes_a_deaf_link() -> None:
-    # The probe notices within 7.5 s. Without it a SUBSCRIBE that is not confirmed may, after 10 s; and a channel
-    # with something to say is compared with its stream after 40 s only.
+    # The probe notices within 7.5 s. Without it a SUBSCRIBE that nobody confirms may, after 10 s, and
+    # what was heard last is compared with the stream after 40 s only.
     assert found("no-probe", "link-deaf", 1, 1, patience=9.0, catch_up=0.0)["silent"]

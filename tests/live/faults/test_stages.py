@@ -46,10 +46,6 @@ def test_a_cluster() -> None:
     assert 0 < outcome.ledger.told["recovered=false"] < 24, "channels of the other primaries are well"
 
 
-def test_sentinel_and_replicas_that_have_what_is_acknowledged() -> None:
-    well("sentinel-safe", 84, "master-isolated")
-
-
 def test_two_servers() -> None:
     outcome = well("two", 83, "one-kill", "one-freeze")
     assert outcome.ledger.told["recovered=false"] == 0
