@@ -230,7 +230,7 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         data = b"".join(outgoing)
         transport: Any = self.transport
         # Straight to the socket, 3–5 µs, if nothing waits before it; ``write`` alone would ask epoll twice, and
-        # send in another turn: 13–18 µs. What the kernel does not take goes that way, and so do errors.
+        # send in another turn, 13–18 µs. What the kernel does not take goes that way, and so do errors.
         if self._send_now is not None and not (transport.dataBuffer or transport._tempDataLen):
             with suppress(OSError):
                 data = data[self._send_now(data) :]
