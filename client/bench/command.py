@@ -270,7 +270,7 @@ def bench(
       spread bench --quick                       is everything in order? (about 3 minutes)
       spread bench --workload W1 --format json   one workload, as the clients of a web page speak
       spread bench --workload W1,W2 --no-history --in-flight 1,16,64
-      spread bench --json all.json --charts pictures     everything (about 40 minutes)
+      spread bench --json all.json --charts pictures     everything (about 25 minutes)
       spread bench --sweep channels --charts pictures    cost of a delivery, up to 100,000 channels
       spread bench --hub redis://127.0.0.1:6379 --pids $(pgrep redis-server)
 
