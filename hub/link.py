@@ -229,8 +229,8 @@ class CommandProtocol(txredisapi.HiredisProtocol):
         outgoing, self._outgoing = self._outgoing, []
         data = b"".join(outgoing)
         transport: Any = self.transport
-        # Straight to the socket, 3–5 µs, if nothing waits before it. ``write`` alone asks epoll twice and sends
-        # in another turn, 13–18 µs; what the kernel does not take goes that way, and so do errors.
+        # Straight to the socket, 3–5 µs, if nothing waits before it. ``write`` alone asks epoll twice, and
+        # sends in another turn, 13–18 µs; what the kernel does not take goes that way, and so do errors.
         if self._send_now is not None and not (transport.dataBuffer or transport._tempDataLen):
             with suppress(OSError):
                 data = data[self._send_now(data) :]
