@@ -19,7 +19,7 @@ try:
 except ImportError:
     _fast_mask = utils.apply_mask
 
-__all__ = ["whole_messages"]
+__all__ = ["is_utf8", "whole_messages"]
 
 _TEXT, _BINARY = 0x81, 0x82
 _MASKED = 0x80
@@ -52,14 +52,17 @@ def whole_messages(data: bytes, max_bytes: int) -> tuple[list[bytes], int]:
         if end > size or length > max_bytes:
             break
         message = _unmasked(data[start:end], data[start - 4 : start])
-        if first == _TEXT and not message.isascii() and not _is_utf8(message):
+        if first == _TEXT and not is_utf8(message):
             break
         messages.append(message)
         at = end
     return messages, at
 
 
-def _is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes) -> bool:
+    """It is text."""
+    if data.isascii():
+        return True
     try:
         data.decode()
     except UnicodeDecodeError:

@@ -41,7 +41,7 @@ from spread.node import codes
 from spread.node.codec import Codec
 from spread.node.codes import Disconnect
 from spread.node.edge.ending import end_writing
-from spread.node.edge.frames import whole_messages
+from spread.node.edge.frames import is_utf8, whole_messages
 from spread.node.edge.parsers import Parsers
 from spread.node.outbox import Outbox, make_outbox
 from spread.node.session.contract import EdgeSession, Sessions, Visit
@@ -262,7 +262,7 @@ class WebSocketEdge:
                 if opcode is Opcode.PONG and self._pings is not None:
                     self._pings.answered()
                 continue
-            if self._is_text and not _is_utf8(data):
+            if self._is_text and not is_utf8(data):
                 self._hand_over(messages)
                 self._fail(_INVALID_TEXT)
                 return []
@@ -390,13 +390,3 @@ class _Pings:
             self._timer = port.clock.callLater(port.ping_seconds - port.pong_seconds, self._ping)
         else:
             self._late()
-
-
-def _is_utf8(data: bytes) -> bool:
-    if data.isascii():
-        return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
