@@ -1,0 +1,1 @@
+"""The app: the team's own game logic, loaded into a shard."""
