@@ -20,6 +20,7 @@ from spread.node.auth.tokens import Overrides
 from spread.node.codec import Codec
 from spread.node.control import Control, SubscribeOptions
 from spread.node.cork import Cork
+from spread.node.encoders import data_for
 from spread.node.limits import Admission, Rate
 from spread.node.namespaces import ChannelOptions
 from spread.node.outbox import Outbox
@@ -29,7 +30,7 @@ from spread.node.session.commands import run
 from spread.node.session.contract import Edge, Visit
 from spread.node.session.shared import Account, Refused, Shared
 from spread.node.session.subscribing import Grant, announce_join, prepare
-from spread.node.wire.messages import Refresh, Subscribe, SubscribeRequest
+from spread.node.wire.messages import Message, Refresh, Subscribe, SubscribeRequest
 
 if TYPE_CHECKING:
     from spread.hub.reactor import Clock
@@ -66,6 +67,8 @@ class Clients:
         self._admission = admission
         self._numbers = numbers
         self._by_user: dict[str, dict[int, CentrifugeSession]] = {}
+        self.by_client: dict[str, CentrifugeSession] = {}
+        """By the client's id."""
         self._by_secret: dict[str, CentrifugeSession] = {}
         self._user_rates: dict[str, Rate] = {}
         self._connect_rate: Rate | None = None
@@ -115,6 +118,7 @@ class Clients:
             next(self._numbers), str(uuid.uuid4()), secret, edge, outbox, codec, visit, self.shared, run
         )
         self.sessions[session.number] = session
+        self.by_client[session.client] = session
         if secret:
             self._by_secret[secret] = session
         self.shared.counters.clients += 1
@@ -138,6 +142,7 @@ class Clients:
         assert isinstance(session, CentrifugeSession)
         if self.sessions.pop(session.number, None) is None:
             return
+        del self.by_client[session.client]
         if session.secret:
             del self._by_secret[session.secret]
         of_user = self._by_user.get(session.user)
@@ -347,6 +352,26 @@ class Clients:
             return False
         found.received(data)
         return True
+
+    def send(self, user: str, client: str, data: bytes) -> int:
+        """See ``control.Clients``."""
+        if not client:
+            return self._message(self._of(user, "", ""), data)
+        found = self.by_client.get(client)
+        return self._message([] if found is None else [found], data)
+
+    def send_all(self, data: bytes) -> int:
+        """See ``control.Clients``."""
+        return self._message(list(self.sessions.values()), data)
+
+    def _message(self, sessions: list[CentrifugeSession], data: bytes) -> int:
+        sent = 0
+        for one in sessions:
+            carried = data_for(one.codec, data)
+            if carried and one.is_connected:
+                one.push("", Message(carried))
+                sent += 1
+        return sent
 
     # -- the shard ---------------------------------------------------------------------------------------
 

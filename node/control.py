@@ -2,8 +2,11 @@
 
 A question goes to all live shards through ``Hub.ask``, the asking one included; each does its part on its
 own clients (``Clients``) and answers with what came of it; ``Control`` adds the answers up. To do is
-to do again: every question but ``Emulate`` may be repeated with the same outcome, so that a caller who was
-told of a failure asks once more.
+to do again: every question but ``Emulate``, ``Send`` and ``SendAll`` may be repeated with the same
+outcome, so that a caller who was told of a failure asks once more.
+
+``Relay`` is for other parts of the node: bytes of a kind that one of them has registered for
+(``Control.on``), whose meaning is theirs alone.
 
 On the wire a question is one byte, the version of this format, and a msgpack map with the name of
 the question in ``type``. An answer is the version and a msgpack value. A field may be added with a default;
@@ -17,6 +20,7 @@ no restriction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -38,9 +42,14 @@ __all__ = [
     "Override",
     "Question",
     "Refresh",
+    "Relay",
+    "RelayHandler",
+    "Send",
+    "SendAll",
     "Subscribe",
     "SubscribeOptions",
     "TooManyChannels",
+    "UnknownKind",
     "Unsubscribe",
 ]
 
@@ -51,6 +60,9 @@ ANSWER_MAX_BYTES = 1_000_000
 hub carries, so that the asker learns what is wrong."""
 
 T = TypeVar("T")
+
+RelayHandler: TypeAlias = Callable[[str, bytes], "Deferred[bytes] | bytes"]
+"""Given the incarnation of the asking shard and the body, gives the answer. Its failure fails the question."""
 
 
 class ControlFailed(Exception):
@@ -70,6 +82,17 @@ class TooManyChannels(Exception):
 
     def __str__(self) -> str:
         return f"the names of the channels of one shard that match have more than {ANSWER_MAX_BYTES} bytes"
+
+
+class UnknownKind(Exception):
+    """A relay of a kind that nothing on this shard has registered."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"nothing here answers relays of the kind {self.kind[:64]!r}"
 
 
 # --- the questions -------------------------------------------------------------------------------------
@@ -159,7 +182,33 @@ class Emulate(_Question, frozen=True, kw_only=True):
     data: bytes
 
 
-Question: TypeAlias = Disconnect | Unsubscribe | Subscribe | Refresh | Channels | Emulate
+class Send(_Question, frozen=True, kw_only=True):
+    """Push a message to the connections of a user, or to one client whoever it is."""
+
+    user: str
+    client: str
+    """"": to all of the user."""
+    data: bytes
+
+
+class SendAll(_Question, frozen=True, kw_only=True):
+    """Push a message to all connections."""
+
+    data: bytes
+
+
+class Relay(_Question, frozen=True, kw_only=True):
+    """Bytes for a part of the node that has registered for them."""
+
+    kind: str
+    origin: str
+    """The incarnation of the asking shard."""
+    body: bytes
+
+
+Question: TypeAlias = (
+    Disconnect | Unsubscribe | Subscribe | Refresh | Channels | Emulate | Send | SendAll | Relay
+)
 
 
 # --- who answers them ----------------------------------------------------------------------------------
@@ -209,6 +258,14 @@ class Clients(Protocol):
         """Hand a frame to an emulated session; False: there is none here with this id."""
         ...
 
+    def send(self, user: str, client: str, data: bytes) -> int:
+        """Push a message to a user's connections; with ``client`` to that one alone, whoever its user is."""
+        ...
+
+    def send_all(self, data: bytes) -> int:
+        """Push a message to all connections."""
+        ...
+
 
 class Control:
     """Asks all shards, and answers for this one. Used on the reactor's thread.
@@ -216,11 +273,15 @@ class Control:
     Every ``ask_…`` fails with ``HubUnavailable`` when the hub is away or not all shards have answered in
     time, and with ``ControlFailed`` when one could not do its part. In both cases the others may have done
     theirs.
+
+    :param incarnation: of this shard, as ``Hub.ask`` names one; told to whoever answers its relays.
     """
 
-    def __init__(self, hub: Hub, clients: Clients) -> None:
+    def __init__(self, hub: Hub, clients: Clients, incarnation: str = "") -> None:
         self._hub = hub
         self._clients = clients
+        self._incarnation = incarnation
+        self._handlers: dict[str, RelayHandler] = {}
 
     # -- asking
 
@@ -304,6 +365,23 @@ class Control:
         """
         return self._ask(Emulate(session=session, data=data), _FOUND, node).addCallback(any)
 
+    def send(self, user: str, data: bytes, *, client: str = "") -> Deferred[int]:
+        """See ``Clients.send``; gives the number of connections on all shards."""
+        return self._total(Send(user=user, client=client, data=data))
+
+    def send_all(self, data: bytes) -> Deferred[int]:
+        """See ``Clients.send_all``; likewise."""
+        return self._total(SendAll(data=data))
+
+    def relay(self, kind: str, body: bytes, shard: str = "") -> Deferred[list[bytes]]:
+        """Ask what is registered for ``kind`` on all shards, this one included; gives their answers.
+
+        :param shard: the incarnation of the only shard that is asked; "": all.
+        :raises ShardUnknown: no live shard has that incarnation.
+        :raises MessageTooLarge: the body does not fit into a question.
+        """
+        return self._ask(Relay(kind=kind, origin=self._incarnation, body=body), _BYTES, shard)
+
     def _total(self, question: Question) -> Deferred[int]:
         return self._ask(question, _COUNT).addCallback(sum)
 
@@ -314,11 +392,15 @@ class Control:
 
     # -- answering
 
+    def on(self, kind: str, handler: RelayHandler) -> None:
+        """From now on ``handler`` answers relays of this kind, in place of any before."""
+        self._handlers[kind] = handler
+
     def answer(self, question: bytes) -> Deferred[bytes]:
         """Do this shard's part of a question, and give its answer; what ``Receiver.asked`` needs.
 
         :raises ValueError: the Deferred fails with it if it is no question of this version. Other
-            failures are those of ``Clients.subscribe``.
+            failures are those of ``Clients.subscribe``, and of what answers relays.
         """
         return Deferred.fromCoroutine(self._answer(question))
 
@@ -359,8 +441,21 @@ class Control:
                 answer = clients.channels(asked.pattern)
             case Emulate() as asked:
                 answer = clients.emulate(asked.session, asked.data)
+            case Send() as asked:
+                answer = clients.send(asked.user, asked.client, asked.data)
+            case SendAll() as asked:
+                answer = clients.send_all(asked.data)
+            case Relay() as asked:
+                answer = await self._relayed(asked)
         encoded = bytes([VERSION]) + msgspec.msgpack.encode(answer)
         return encoded if len(encoded) <= ANSWER_MAX_BYTES else _TOO_MANY
+
+    async def _relayed(self, asked: Relay) -> bytes:
+        handler = self._handlers.get(asked.kind)
+        if handler is None:
+            raise UnknownKind(asked.kind)
+        answer = handler(asked.origin, asked.body)
+        return await answer if isinstance(answer, Deferred) else answer
 
 
 # --- the wire ------------------------------------------------------------------------------------------
@@ -368,6 +463,7 @@ class Control:
 _QUESTION = msgspec.msgpack.Decoder(Question)
 _COUNT = msgspec.msgpack.Decoder(int)
 _FOUND = msgspec.msgpack.Decoder(bool)
+_BYTES = msgspec.msgpack.Decoder(bytes)
 _CHANNELS: msgspec.msgpack.Decoder[dict[str, int] | None] = msgspec.msgpack.Decoder(dict[str, int] | None)
 """``None``: too many."""
 _TOO_MANY = bytes([VERSION]) + msgspec.msgpack.encode(None)

@@ -70,7 +70,7 @@ class Gateway:
         self._counters = counters
         self._wheel = Wheel(reactor)
         self.clients = Clients(reactor, admission, cork, numbers, settings.client.queue_max_size)
-        self.control = Control(hub, self.clients)
+        self.control = Control(hub, self.clients, incarnation)
         self._verifiers = token_verifiers(settings.client, reactor, now=time.time)
         self.clients.control = self.control
         self.clients.shared = Shared(

@@ -129,6 +129,20 @@ class FakeClients:
                 return True
         return False
 
+    def send(self, user: str, client: str, data: bytes) -> int:
+        return self._heard(
+            [one for one in self.connections if client == one.client or (not client and one.user == user)],
+            data,
+        )
+
+    def send_all(self, data: bytes) -> int:
+        return self._heard(self.connections, data)
+
+    def _heard(self, connections: list[Connection], data: bytes) -> int:
+        for one in connections:
+            one.heard.append(data)
+        return len(connections)
+
 
 async def _failing(error: Exception) -> int:
     raise error
@@ -142,7 +156,7 @@ class Shard(Ears):
         self.incarnation = f"{number + 0xA0:016x}"
         self.hub = MemoryHub(exchange, self.incarnation)
         self.clients = FakeClients()
-        self.control = Control(self.hub, self.clients)
+        self.control = Control(self.hub, self.clients, self.incarnation)
         self.counters = ShardCounters()
         self.methods = Methods(self.hub, self.control, namespaces, self.counters)
         self.hub.start(self)

@@ -183,3 +183,37 @@ def test_a_question_with_a_field_of_a_later_release_is_understood() -> None:
         bytes([VERSION]) + msgspec.msgpack.encode(question)
     ).addCallback(answered.append)
     assert answered == [bytes([VERSION]) + msgspec.msgpack.encode({})]
+
+
+def test_messages_go_to_a_user_to_a_client_and_to_all(cluster: Cluster) -> None:
+    here, there = clients(cluster)
+    one, other, stranger = here.add("ann", "c1"), there.add("ann", "c2"), there.add("bob", "c3")
+    control = cluster.first.control
+    assert cluster.outcome(control.send("ann", b"1")) == 2
+    assert cluster.outcome(control.send("", b"2", client="c3")) == 1
+    assert cluster.outcome(control.send("nobody", b"3")) == 0
+    assert cluster.outcome(control.send_all(b"4")) == 3
+    assert (one.heard, other.heard, stranger.heard) == ([b"1", b"4"], [b"1", b"4"], [b"2", b"4"])
+
+
+def test_relays_reach_what_has_registered_for_them(cluster: Cluster) -> None:
+    first, second = cluster.first, cluster.second
+    later: Deferred[bytes] = Deferred()
+    first.control.on("greet", lambda origin, body: b"first " + body)
+    second.control.on("greet", lambda origin, body: later)
+    asked = first.control.relay("greet", b"\x00ann")
+    later.callback(b"second")
+    assert sorted(cluster.outcome(asked)) == [b"first \x00ann", b"second"]
+    second.control.on("greet", lambda origin, body: origin.encode())
+    asked = first.control.relay("greet", b"", second.incarnation)
+    assert cluster.outcome(asked) == [first.incarnation.encode()]
+
+
+def test_a_relay_that_nothing_answers_fails(cluster: Cluster) -> None:
+    with pytest.raises(ControlFailed):
+        cluster.outcome(cluster.first.control.relay("unheard of", b""))
+    cluster.first.control.on("huge", lambda origin, body: bytes(ANSWER_MAX_BYTES))
+    with pytest.raises(ControlFailed):
+        cluster.outcome(cluster.first.control.relay("huge", b"", cluster.first.incarnation))
+    with pytest.raises(ShardUnknown):
+        cluster.outcome(cluster.first.control.relay("greet", b"", "f" * 16))
