@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from spread.hub.api import Broken, Event, History, Hub, Position, Publication
 from spread.node.codec import Codec, Encoder
 from spread.node.codec import Event as CodecEvent
+from spread.node.lens import Lens
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
 
@@ -379,6 +380,8 @@ class Channels:
         self._hub = hub
         self._counters = counters
         self._by_name: dict[str, Channel] = {}
+        self.lens: Lens | None = None
+        """What the app makes of publications; to be set again when it would answer ``has_…`` otherwise."""
         self.handed_over = 0
         """Events that the hub has handed over to this shard; the fan-out counts them."""
 
