@@ -41,7 +41,12 @@ Kind = Literal["bool", "choice", "duration", "float", "int", "list", "str", "tab
 """``list``: of texts, or of choices. ``tables``: a list of sections, which have settings of their own."""
 Default = bool | float | int | str | tuple[Any, ...]
 
-SHORT: dict[str, str] = {"hub.url": "hub", "text.listen": "text"}
+SHORT: dict[str, str] = {
+    "hub.url": "hub",
+    "text.listen": "text",
+    "app.app": "app",
+    "app.tables": "tables",
+}
 """Flags that are not made from the name of their setting."""
 
 SEVERAL = frozenset({"hub.url"})
@@ -59,6 +64,8 @@ _METAVARS: dict[str, str] = {
     "hub.tls_cert": "FILE",
     "hub.tls_key": "FILE",
     "text.listen": "HOST:PORT|off",
+    "app.app": "MODULE:CLASS",
+    "app.tables": "DIR",
 }
 _UNITS: dict[str, str] = {"_per_second": "per second", "_seconds": "seconds", "_bytes": "bytes"}
 

@@ -168,6 +168,7 @@ def test_help_has_every_setting_in_its_section() -> None:
         "The shard itself:",
         "The hub: Redis or Valkey, where shards meet:",
         "The text protocol:",
+        "A team's own code in the shard:",
         "Clients of the Centrifuge protocol: who may connect, and what one may do:",
         "Channels and their namespaces:",
         "The HTTP API for backends:",

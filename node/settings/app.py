@@ -1,0 +1,56 @@
+"""The section ``app``: a team's own code in the shard. Values only."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from spread.node.settings.kinds import Section
+
+__all__ = ["AppSettings"]
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class AppSettings(Section, frozen=True, kw_only=True):
+    """A team's own code in the shard."""
+
+    app: Annotated[
+        str,
+        Meta(
+            description="MODULE:CLASS of the application, a subclass of spread.node.App; the working "
+            "directory is looked at first. Empty: none."
+        ),
+    ] = ""
+    tables: Annotated[
+        str,
+        Meta(
+            description="Directory of the tables that `spread tables build` has made; they are served at "
+            "/tables/NAME.json. Empty: none."
+        ),
+    ] = ""
+    hook_seconds: Annotated[
+        Seconds,
+        Meta(description="How long a hook of the application may take; then its client gets error 100."),
+    ] = 5.0
+    block_seconds: Annotated[
+        float,
+        Meta(gt=0, le=60, description="A hook that holds up the shard for so long is named in the log."),
+    ] = 0.1
+    load_seconds: Annotated[
+        Seconds,
+        Meta(description="How long the import of the application may take, and each step of an update."),
+    ] = 5.0
+    max_waiting_hooks: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000_000,
+            description="Hooks that may wait for something at a time; one more is answered with error 100.",
+        ),
+    ] = 10_000
+    max_timers: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="Timers that the application may have at a time."),
+    ] = 10_000
