@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from spread.client.bench.command import bench
+from spread.client.tables.command import tables
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -472,6 +473,7 @@ def token(user: str, channel: str, ttl: int, info: Any, secret_file: Path | None
 
 
 spread.add_command(bench)
+spread.add_command(tables)
 
 
 def _open_standard_descriptors() -> None:

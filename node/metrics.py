@@ -49,6 +49,9 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     held_publishers: int = 0
     pings: int = 0
     subscriptions: int = 0
+    tables_reloads: int = 0
+    tables_refused: int = 0
+    tables_bytes: int = 0
     errors: dict[int, int] = msgspec.field(default_factory=lambda: dict.fromkeys(ERRORS, 0))
     disconnects: dict[int, int] = msgspec.field(default_factory=lambda: dict.fromkeys(DISCONNECTS, 0))
     api_calls: dict[str, int] = msgspec.field(default_factory=dict)
@@ -75,6 +78,8 @@ _SHARD_COUNTERS = {
     "pressed": "Times a channel was pressed because a member here was over half of outbox_max_bytes.",
     "rests": "Times the fan-out rested for 5 ms because a member here was over half of outbox_max_bytes.",
     "held_publishers": "Times a client was not read for a moment because its channel was pressed.",
+    "tables_reloads": "Times the tables were replaced by new ones.",
+    "tables_refused": "Times new tables were broken, so that the old ones stayed.",
     "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
 }
 _REFUSED = {
@@ -94,6 +99,7 @@ _SHARD_GAUGES = {
     "clients": "Clients connected now.",
     "subscriptions": "Subscriptions of clients of the Centrifuge protocol now.",
     "inbox_bytes": "Bytes of publications received and not yet fanned out.",
+    "tables_bytes": "Bytes of the files of all tables.",
 }
 _HUB_COUNTERS = {
     "published": "Publications the hub has taken.",

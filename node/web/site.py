@@ -59,7 +59,10 @@ def _answered(request: HttpRequest, status: int, content_type: str, body: bytes)
 
 
 class _Root(Resource):
-    """Resources by their whole path, matched exactly; for all else a 404 in JSON."""
+    """Resources by their whole path, matched exactly; for all else a 404 in JSON.
+
+    One with a true attribute ``has_children``, whose path ends with a slash, gets what is right below it.
+    """
 
     isLeaf = True
 
@@ -71,6 +74,9 @@ class _Root(Resource):
 
     def render(self, request: HttpRequest) -> Any:
         resource = self._resources.get(request.path)
+        if resource is None:
+            parent = self._resources.get(request.path[: request.path.rfind(b"/") + 1])
+            resource = parent if getattr(parent, "has_children", False) else None
         if resource is not None:
             return resource.render(request)
         return _answered(request, 404, "application/json", self._nothing)
