@@ -7,49 +7,20 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spread.node.app.load import Loaded, LoadError, explain, forget, load, team_frame
-
-_generations = count(9000)
+from spread.node.app.load import LoadError, explain, forget, load, team_frame
+from tests.node.app.teams import Team
 
 
 @pytest.fixture
 def team(tmp_path: Path) -> Iterator[Team]:
     made = Team(tmp_path)
     yield made
-    for generation in made.generations:
-        forget(generation)
-
-
-class Team:
-    """A directory with sources, and what was loaded from it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.generations: list[int] = []
-
-    def write(self, **sources: str) -> None:
-        """By module name, with ``__`` for a dot."""
-        for name, source in sources.items():
-            path = self.directory.joinpath(*name.split("__")).with_suffix(".py")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source)
-
-    def package(self, name: str, source: str = "") -> None:
-        (self.directory / name).mkdir(exist_ok=True)
-        (self.directory / name / "__init__.py").write_text(source)
-
-    def number(self) -> int:
-        self.generations.append(next(_generations))
-        return self.generations[-1]
-
-    def load(self, spec: str = "game:Game") -> Loaded:
-        return load(spec, self.number(), [str(self.directory)])
+    made.forget()
 
 
 GAME = "import rules\nclass Game:\n    def speed(self):\n        return rules.SPEED\n"

@@ -1,0 +1,371 @@
+"""An app is replaced in one turn, or not at all."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from queue import Queue
+from types import ModuleType
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from spread.node.app.load import Loaded, LoadError, forget, load
+from spread.node.app.loading import INTERRUPT_SECONDS, Apart
+from spread.node.app.update import NotPlain, Outcome, State, Updater, plain_copy
+from tests.node.app.teams import Team
+
+SECONDS = 5.0
+WAIT_SECONDS = 20.0
+"""For a thread; a test that needs it has failed."""
+
+APP = """
+class Game:
+    answer = {answer}
+    def __init__(self):
+        self.state = {{}}
+    def check(self):
+        pass
+    def export_state(self):
+        return self.state
+    def import_state(self, state):
+        self.state = state
+"""
+
+
+def app(answer: int, *more: str) -> str:
+    return APP.format(answer=answer) + "".join(f"    {line}\n" for line in more)
+
+
+class Threads(Clock):
+    """A clock, and what threads hand over to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: Queue[tuple[Callable[..., Any], tuple[Any, ...]]] = Queue()
+
+    def callFromThread(self, callable: Callable[..., Any], *args: Any) -> None:
+        self.handed.put((callable, args))
+
+    def turn(self) -> None:
+        """Do what a thread hands over next."""
+        callable, args = self.handed.get(timeout=WAIT_SECONDS)
+        callable(*args)
+
+
+class Host:
+    """Runs one app, and nothing of it."""
+
+    def __init__(self, running: Any) -> None:
+        self.app = running
+        self.guards: list[str] = []
+        self.objects: Any = None
+        self.wrong: Exception | None = None
+
+    def guarded(self, name: str) -> AbstractContextManager[object]:
+        self.guards.append(name)
+        return nullcontext()
+
+    def construct(self, loaded: Loaded) -> Any:
+        return loaded.app_class()
+
+    def prepare(self, app: Any) -> None:
+        if self.wrong is not None:
+            raise self.wrong
+
+    def prepare_objects(self, app: Any) -> Any:
+        return [app]
+
+    def swap(self, app: Any, objects: Any) -> None:
+        self.app = app
+        self.objects = objects
+
+
+class Under:
+    """A shard's updater under test, with a team's directory."""
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.clock = Threads()
+        team.write(game=app(1))
+        running = team.load()
+        self.host = Host(running.app_class())
+        self.apart = Apart(self.clock, SECONDS)
+        self.updater = Updater(self.clock, self.host, self.apart, running, "game:Game", SECONDS)
+
+    @property
+    def answer(self) -> int:
+        answer: int = self.host.app.answer
+        return answer
+
+    def begin(self) -> list[Outcome]:
+        """Begin an update; what this gives is filled when that has ended."""
+        outcomes: list[Outcome] = []
+        self.updater.update().addCallback(outcomes.append)
+        return outcomes
+
+    def update(self, source: str | None = None) -> Outcome:
+        if source is not None:
+            self.team.write(game=source)
+        outcomes = self.begin()
+        self.clock.turn()
+        (outcome,) = outcomes
+        assert self.updater.state is State.IDLE
+        return outcome
+
+    def refused(self, source: str | None = None) -> str:
+        """Update to what is broken; why it was refused."""
+        old, answer, version = self.host.app, self.answer, self.updater.version
+        outcome = self.update(source)
+        assert not outcome.ok
+        assert (self.host.app, self.answer) == (old, answer)
+        assert outcome.version == outcome.before == self.updater.version == version
+        return outcome.error
+
+
+@pytest.fixture
+def under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Under]:
+    monkeypatch.chdir(tmp_path)
+    team = Team(tmp_path)
+    yield Under(team)
+    for generation in _generations():
+        forget(int(generation.removeprefix("spread_app_")))
+
+
+def _generations() -> set[str]:
+    """Of the modules that Python knows."""
+    return {name.split(".")[0] for name in sys.modules if name.startswith("spread_app_")}
+
+
+def test_the_new_code_runs_with_the_state_of_the_old(under: Under) -> None:
+    under.host.app.state = {"scores": [1, 2], b"raw": None}
+    old, before = under.host.app, under.updater.version
+    outcome = under.update(app(2))
+    assert (outcome.ok, outcome.app, outcome.before, outcome.error) == (True, "game:Game", before, "")
+    assert outcome.version == under.updater.version != before
+    assert under.updater.title == f"game:Game {outcome.version}"
+    assert (under.answer, under.host.app.state) == (2, {"scores": [1, 2], b"raw": None})
+    assert under.host.app.state["scores"] is not old.state["scores"]
+    assert under.host.objects == [under.host.app]
+    assert under.host.guards == ["__init__", "check", "export_state", "import_state"]
+    assert (under.updater.updates, under.updater.refused) == (1, 0)
+
+
+def test_its_states_can_be_seen(under: Under) -> None:
+    under.team.write(game="import holding\n" + app(2, "def check(self): return holding.hold()"))
+    checked: Deferred[None] = Deferred()
+    sys.modules["holding"] = holding = ModuleType("holding")
+    vars(holding)["hold"] = lambda: checked
+    try:
+        outcomes = under.begin()
+        states = [under.updater.state]
+        under.clock.turn()
+        states.append(under.updater.state)
+        assert (states, under.answer) == ([State.LOADING, State.CHECKING], 1)
+        (second,) = under.begin()
+        assert (second.ok, second.error) == (False, "an update is under way: it is checking")
+        checked.callback(None)
+        assert (under.answer, outcomes[0].ok) == (2, True)
+        assert under.updater.state is State.IDLE
+    finally:
+        del sys.modules["holding"]
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("class Game:\n  def\n", "SyntaxError"),
+        ("import nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("class Gome: pass\n", "module game has no class Game; it has: Gome"),
+        ("raise SystemExit(1)\n", "ends the program"),
+        ("raise KeyboardInterrupt\n", "KeyboardInterrupt"),
+        (app(2, "def __init__(self, more): pass"), "TypeError"),
+        (app(2, "def check(self): raise ValueError('tables are missing')"), "ValueError: tables are missing"),
+        (app(2, "async def check(self): raise ValueError('not now')"), "ValueError: not now"),
+        (app(2, "def check(self): return False"), "check() has returned False"),
+        (app(2, "def import_state(self, state): state['x']"), "KeyError: 'x'"),
+        (app(2, "async def import_state(self, state): pass"), "import_state() must answer at once"),
+    ],
+)
+def test_what_is_broken_is_refused(under: Under, source: str, error: str) -> None:
+    known = _generations()
+    assert error in under.refused(source)
+    assert _generations() == known
+    assert (under.updater.updates, under.updater.refused) == (0, 1)
+    assert under.update(app(3)).ok
+    assert under.answer == 3
+
+
+def test_the_traceback_is_of_the_teams_code(under: Under) -> None:
+    under.team.write(rules="def look():\n    return {}['spear']\n")
+    told = under.refused("import rules\n" + app(2, "def check(self): rules.look()"))
+    files = [line.split('"')[1] for line in told.splitlines() if line.startswith("  File")]
+    assert [Path(file).name for file in files] == ["game.py", "rules.py"]
+    assert told.splitlines()[-1] == "KeyError: 'spear'"
+
+
+def test_what_the_host_does_not_take_is_refused(under: Under) -> None:
+    under.host.wrong = ValueError("no method tick for a timer that is set")
+    assert "no method tick" in under.refused(app(2))
+
+
+def test_state_that_is_not_plain_is_refused_by_its_place(under: Under) -> None:
+    under.host.app.state = {"games": [{"players": {"ann": object()}}]}
+    assert "export_state()['games'][0]['players']['ann'] is no plain data" in under.refused(app(2))
+
+
+def test_a_check_that_never_answers_is_refused_in_time(under: Under) -> None:
+    imports = "from twisted.internet.defer import Deferred\n"
+    under.team.write(game=imports + app(2, "async def check(self): await Deferred()"))
+    outcomes = under.begin()
+    under.clock.turn()
+    under.clock.advance(SECONDS - 0.1)
+    assert not outcomes
+    under.clock.advance(0.1)
+    assert (outcomes[0].ok, outcomes[0].error) == (False, "check() has not answered after 5 s")
+    assert under.answer == 1
+    assert not under.clock.getDelayedCalls()
+
+
+LOOP = """
+import reached
+reached.event.set()
+while True:
+    try:
+        pass
+    except Exception:
+        pass
+class Game: pass
+"""
+HANGING = "import reached\nreached.event.set()\nreached.leave.wait()\nclass Game: pass\n"
+
+
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module by which the team's code tells that it has come to a place, and waits there."""
+    module: Any = ModuleType("reached")
+    module.event, module.leave = threading.Event(), threading.Event()
+    monkeypatch.setitem(sys.modules, "reached", module)
+    yield module
+    module.leave.set()
+
+
+def _loading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("load ")]
+
+
+def test_an_endless_loop_at_import_is_ended_and_told_with_its_line(under: Under, reached: Any) -> None:
+    under.team.write(game=LOOP)
+    known = _generations()
+    outcomes = under.begin()
+    assert reached.event.wait(WAIT_SECONDS)
+    (thread,) = _loading_threads()
+    under.clock.advance(SECONDS)
+    (outcome,) = outcomes
+    assert outcome.error.startswith("the import still runs after 5 s at game.py:")
+    assert (outcome.ok, under.answer, under.updater.state) == (False, 1, State.IDLE)
+    while thread.is_alive():
+        under.clock.advance(INTERRUPT_SECONDS)
+        thread.join(0.01)
+    under.clock.turn()  # its end, which nobody waits for
+    under.clock.advance(INTERRUPT_SECONDS)
+    assert _generations() == known
+    assert not under.clock.getDelayedCalls()
+    assert under.update(app(4)).ok
+
+
+def test_while_a_refused_import_hangs_nothing_is_loaded(under: Under, reached: Any) -> None:
+    under.team.write(game=HANGING)
+    outcomes = under.begin()
+    assert reached.event.wait(WAIT_SECONDS)
+    (thread,) = _loading_threads()
+    under.clock.advance(SECONDS)
+    assert not outcomes[0].ok
+    (again,) = under.begin()
+    assert again.error.startswith("an import that was refused before still runs at game.py:3")
+    assert _loading_threads() == [thread]
+    reached.leave.set()
+    under.clock.turn()
+    thread.join(WAIT_SECONDS)
+    assert under.update(app(2)).ok
+
+
+def test_old_code_that_is_under_way_imports_its_own(under: Under) -> None:
+    lazy = ("def late(self):", "    import rules", "    return rules.NAME")
+    under.team.write(rules="NAME = 'old'\n")
+    assert under.update(app(2, *lazy)).ok
+    old = under.host.app
+    under.team.write(rules="NAME = 'new'\n")
+    assert under.update(app(3, *lazy)).ok
+    assert (old.late(), under.host.app.late()) == ("old", "new")
+
+
+BROKEN = [
+    "class Game\n",
+    "import nothing_of_that_name\n",
+    app(0, "def check(self): raise ValueError"),
+    app(0, "def import_state(self, state): raise ValueError"),
+]
+
+
+def test_fifty_updates_leave_nothing_behind(under: Under) -> None:
+    apps: list[weakref.ref[Any]] = []
+    known: list[int] = []
+    for number in range(1, 51):
+        if number % 5 == 0:
+            under.refused(BROKEN[number // 5 % len(BROKEN)])
+        else:
+            assert under.update(app(number)).ok
+            apps.append(weakref.ref(type(under.host.app)))
+        if number % 10 == 0:
+            gc.collect()
+            known.append(len(_generations()))
+    assert under.answer == 49
+    # The one that runs, and the one before, whose code may still be under way.
+    assert [each() is not None for each in apps] == [False] * (len(apps) - 2) + [True] * 2
+    assert len(set(known)) == 1
+    assert len([each for each in sys.meta_path if type(each).__name__ == "_Team"]) == known[-1]
+
+
+def test_loading_on_a_thread_gives_what_loading_gives(under: Under) -> None:
+    results: list[Any] = []
+    under.apart.load("game:Game", under.team.number()).addBoth(results.append)
+    under.clock.turn()
+    assert results[0].version == load("game:Game", under.team.number()).version
+    loading = under.apart.load("game:Gone", under.team.number())
+    loading.addErrback(lambda failure: results.append(failure.value))
+    under.clock.turn()
+    assert isinstance(results[1], LoadError)
+
+
+# -- plain data
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 1, -(2**63), 0.5, "ä", b"\0", [1, [2]], {"a": {1: 2}}, {b"k": []}]
+)
+def test_plain_data_is_copied(value: Any) -> None:
+    copied = plain_copy(value, "it")
+    assert copied == value
+    assert not isinstance(value, dict | list) or copied is not value
+
+
+def test_what_refers_to_itself_is_not_plain() -> None:
+    ring: list[Any] = []
+    ring.append(ring)
+    with pytest.raises(NotPlain):
+        plain_copy(ring, "it")
+
+
+def test_a_key_that_is_not_plain_is_named() -> None:
+    with pytest.raises(NotPlain, match="it\\['a'\\]"):
+        plain_copy({"a": {object: 1}}, "it")
+    with pytest.raises(NotPlain, match="it\\[1\\] is no plain data"):
+        plain_copy([1, 2**70], "it")
