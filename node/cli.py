@@ -97,12 +97,13 @@ def command(
     except HubMisconfigured as error:
         raise _Fault(USAGE, str(error)) from error
     tls = _tls(settings)
+    tables = _tables(settings)
     if check:
         click.echo(f"ok: shard {settings.node.shard}, hub {hub}")
         return CLEAN
     if isinstance(shards, ShardRange):
         return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))
-    return _run_shard(reactor, settings, shards, tls)
+    return _run_shard(reactor, settings, shards, tls, tables)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -137,7 +138,7 @@ def _complain(code: int, text: str) -> int:
 # -- one shard ---------------------------------------------------------------------------------------------
 
 
-def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, tls: Any) -> int:
+def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, tls: Any, tables: Any) -> int:
     from spread.hub.process import this_process
     from spread.node.hubs import open_hub
     from spread.node.shard import Shard
@@ -167,6 +168,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, t
         is_inherited=is_inherited,
         file_limit=file_limit,
         tls=tls,
+        tables=tables,
     )
     start_logging(settings.node.log_format, settings.node.log_level, sys.stderr, shard=lambda: shard.number)
     _warn_of_public_ops(settings)
@@ -232,6 +234,18 @@ def _tls(settings: Settings) -> Any:
         return TlsContext(settings.node.tls_cert, settings.node.tls_key)
     except BadCertificate as error:
         raise _Fault(USAGE, str(error)) from error
+
+
+def _tables(settings: Settings) -> Any:
+    """What ``app.tables`` holds; ``None`` if it is not set."""
+    if not settings.app.tables:
+        return None
+    from spread.node.tables import Tables, TablesBroken
+
+    try:
+        return Tables(settings.app.tables, settings.app.tables_max_bytes)
+    except TablesBroken as error:
+        raise _Fault(USAGE, f"app.tables: {error}") from error
 
 
 def _bind_all(settings: Settings) -> dict[str, Any]:

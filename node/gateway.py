@@ -29,8 +29,10 @@ from spread.node.edge.emulation import emulation_resource
 from spread.node.edge.http_stream import http_stream_resource
 from spread.node.edge.jsonlines import JsonLinesFactory
 from spread.node.edge.sse import sse_resource
+from spread.node.edge.tables import TablesResource
 from spread.node.edge.websocket import websocket_resource
 from spread.node.limits import Admission
+from spread.node.live_tables import LiveTables
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
@@ -64,10 +66,12 @@ class Gateway:
         numbers: Iterator[int],
         incarnation: str,
         version: str,
+        tables: LiveTables | None = None,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
         self._counters = counters
+        self._tables = tables
         self._wheel = Wheel(reactor)
         self.clients = Clients(reactor, admission, cork, numbers, settings.client.queue_max_size)
         self.control = Control(hub, self.clients, incarnation)
@@ -90,6 +94,7 @@ class Gateway:
             node=incarnation,
             version=f"spread {version}",
             hub_seconds=settings.hub.publish_seconds,
+            tables=None if tables is None else lambda: tables.announcement,
         )
         self._methods = Methods(hub, self.control, namespaces, counters)
 
@@ -117,6 +122,8 @@ class Gateway:
             api = api_resource(settings.http_api, self._methods)
             for path in api_paths(settings.http_api):
                 put(path, api)
+        if self._tables is not None:
+            resources["tables/"] = TablesResource(self._tables, settings.client.allowed_origins)
         return quiet_site(self._reactor, resources)
 
     def json_factory(self) -> ServerFactory:

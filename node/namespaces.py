@@ -14,6 +14,7 @@ from typing import Any
 
 from spread.hub.api import History
 from spread.node.settings import ChannelSettings, NamespaceOptions
+from spread.node.tables import TABLES_CHANNEL
 
 __all__ = ["ChannelOptions", "Namespaces"]
 
@@ -83,6 +84,8 @@ class Namespaces:
             return f"it is longer than {self._channel.max_length} bytes"
         name, rest = self._split(channel)
         options = self._by_name.get(name)
+        if channel == TABLES_CHANNEL:
+            return ""
         if options is not None and options.pattern is not None:
             # Python's $ also matches before a line ending at the end, which Centrifugo's does not.
             if "\n" in rest or options.pattern.search(rest) is None:

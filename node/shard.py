@@ -33,12 +33,14 @@ from spread.node.gateway import Gateway
 from spread.node.hubs import OpenedHub
 from spread.node.limits import Admission
 from spread.node.listen import bind, start_listening, stop_listening
+from spread.node.live_tables import LiveTables
 from spread.node.metrics import ShardCounters, ShardMetrics
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
 from spread.node.reactor import turns
 from spread.node.session.text import Surroundings
 from spread.node.settings import Settings
+from spread.node.tables import TABLES_CHANNEL, Tables
 from spread.node.tls import TlsContext, over_tls
 from spread.node.web.ops import ops_site
 from spread.node.web.site import BoundedFactory
@@ -73,6 +75,7 @@ class Shard:
     :param is_inherited: a parent keeps these sockets open, so waiting connections go to a successor.
     :param file_limit: open files this process may have.
     :param tls: what the public ports show; ``None``: they do not speak TLS.
+    :param tables: those of ``app.tables``; ``None``: there are none.
     """
 
     log = Logger("spread.node.shard")
@@ -89,6 +92,7 @@ class Shard:
         is_inherited: bool,
         file_limit: int,
         tls: TlsContext | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.state = ShardState.NEW
         self.number: int | None = number
@@ -119,6 +123,18 @@ class Shard:
         pressure = Pressure(reactor, self._hub, self.counters)
         personal = settings.client.subscribe_to_user_personal_channel
         namespaces = Namespaces(settings.channel, personal.personal_channel_namespace)
+        self.tables: LiveTables | None = None
+        if tables is not None:
+            history = namespaces.options(TABLES_CHANNEL)
+            self.tables = LiveTables(
+                reactor,
+                tables,
+                settings.app.tables,
+                hub=self._hub,
+                history=None if history is None else history.history,
+                counters=self.counters,
+                max_bytes=settings.app.tables_max_bytes,
+            )
         numbers = count(1)
         most = max(1, file_limit - RESERVED_FILES - node.max_http_connections)
         self._has_few_files = most < FEW_CLIENTS and not node.max_clients
@@ -138,6 +154,7 @@ class Shard:
             numbers=numbers,
             incarnation=identity.incarnation,
             version=identity.version,
+            tables=self.tables,
         )
         self._fanout = Fanout(
             reactor,
@@ -185,6 +202,8 @@ class Shard:
         self.state = ShardState.READY  # before the first heartbeat, which tells it to the others
         self._hub.enter(self._load, self._number_lost)
         self._summary = self._reactor.callLater(SUMMARY_SECONDS, self._summarize)
+        if self.tables is not None:
+            self.tables.start()
         self.log.info(
             "shard {number} is ready as process {pid}, hub {hub}",
             number=self.number,
@@ -302,6 +321,8 @@ class Shard:
         deadline = self._reactor.seconds() + self._settings.node.stop_seconds
         if self._summary is not None:
             self._summary.cancel()
+        if self.tables is not None:
+            self.tables.stop()
         for sock in self._sockets.values():
             sock.close()
         closing = [stop_listening(port, inherited=self._is_inherited) for port in self._ports.values()]
@@ -362,6 +383,7 @@ def _limits(settings: Settings, admission: Admission) -> dict[str, float]:
         "node.inbox_max_bytes": node.inbox_max_bytes,
         "hub.journal_max_bytes": hub.journal_max_bytes,
         "hub.journal_max_publications": hub.journal_max_publications,
+        "app.tables_max_bytes": settings.app.tables_max_bytes,
         "text.message_max_bytes": text.message_max_bytes,
         "text.max_messages_per_second": text.max_messages_per_second,
         "text.max_unacknowledged": text.max_unacknowledged,

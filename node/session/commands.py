@@ -23,6 +23,7 @@ from spread.node.session.centrifuge import CentrifugeSession, Outcome
 from spread.node.session.connecting import connect, verified_connection
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import announce_join, permit, prepare
+from spread.node.tables import TABLES_CHANNEL
 from spread.node.wire import json
 from spread.node.wire.messages import (
     Command,
@@ -157,6 +158,8 @@ def _publish(session: CentrifugeSession, request: PublishRequest) -> Deferred[Ou
         raise _unknown(channel)
     if request.type:
         raise Refused(codes.BAD_REQUEST, "map publications are not supported")
+    if shared.tables is not None and channel == TABLES_CHANNEL:
+        raise Refused(codes.PERMISSION_DENIED, f"{channel} is the server's own")
     subscription = session.subscriptions.get(channel)
     if not (shared.client.insecure or may_publish(options, session.user, subscription is not None)):
         raise _not_allowed("allow_publish_for_client and its like", channel)

@@ -118,6 +118,8 @@ class Shared:
     """As clients are told it."""
     hub_seconds: float
     """How long a command may wait for the hub before it fails."""
+    tables: Callable[[], bytes] | None = None
+    """Gives what ``$tables`` announces; ``None`` without tables."""
 
     def ttl(self, expire_at: int) -> int:
         """What a client is told of when it expires: whole seconds from now, at least 1.

@@ -32,6 +32,7 @@ from spread.node.namespaces import ChannelOptions
 from spread.node.recovery import newest, recovered
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscription import Owner, Subscription
+from spread.node.tables import TABLES_CHANNEL
 from spread.node.wire.messages import SubscribeRequest, SubscribeResult
 
 __all__ = [
@@ -55,6 +56,9 @@ CATCH_UP_SECONDS = 1.0
 CATCH_UP_LOOK_SECONDS = 0.02
 """How long a client that is ahead of this shard is kept waiting until the channel has come to where it is,
 and how often that is looked at. It comes from a quicker shard; what it has must not come again."""
+
+NOT_PRESENT = Overrides(presence=False, join_leave=False, force_push_join_leave=False)
+"""In a channel that every client of a game is in."""
 
 log = Logger("spread.node.session.subscribing")
 
@@ -105,6 +109,8 @@ async def permit(
     if request.type:
         raise Refused(codes.PERMISSION_DENIED, "map and shared-poll subscriptions are not supported")
     namespaces = shared.namespaces
+    if request.channel == TABLES_CHANNEL and shared.tables is not None:
+        return Grant(overrides=NOT_PRESENT, data=shared.tables())
     if request.token:
         return await _permit_by_token(shared, subscriber, request)
     if namespaces.is_private(request.channel):

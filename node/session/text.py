@@ -44,6 +44,7 @@ from spread.node.namespaces import Namespaces
 from spread.node.outbox import Outbox
 from spread.node.pressure import Pressure
 from spread.node.settings import HubSettings, TextSettings
+from spread.node.tables import TABLES_CHANNEL
 from spread.node.wire.text import Join, Say, error_line, parse
 
 __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
@@ -95,6 +96,7 @@ class Surroundings:
         return (
             options is not None
             and not self.namespaces.is_private(channel)
+            and channel != TABLES_CHANNEL  # also where another prefix than $ makes a channel private
             and self.namespaces.users_of(channel) is None
             and may_use_text(options)
         )

@@ -30,6 +30,10 @@ class AppSettings(Section, frozen=True, kw_only=True):
             "/tables/NAME.json. Empty: none."
         ),
     ] = ""
+    tables_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 30, description="How large the files of all tables may be together."),
+    ] = 16 << 20
     hook_seconds: Annotated[
         Seconds,
         Meta(description="How long a hook of the application may take; then its client gets error 100."),
