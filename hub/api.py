@@ -264,6 +264,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     subscriptions: int = 0
     """Of all clients together."""
     uptime_seconds: int = 0
+    app: str = ""
+    """The team's app and its version, ``game:Game 3f2a90c41b7d``; "" if the shard runs none."""
 
 
 class ShardInfo(msgspec.Struct, frozen=True, kw_only=True):

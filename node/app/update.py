@@ -12,6 +12,7 @@ is under way in it may import; that of the one before goes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import Enum
 from inspect import isawaitable, iscoroutine
@@ -113,11 +114,19 @@ class Updater:
     """Updates the app of one shard."""
 
     def __init__(
-        self, reactor: Clock, host: Host, loader: Loader, running: Loaded, spec: str, seconds: float
-    ):
+        self,
+        reactor: Clock,
+        host: Host,
+        loader: Loader,
+        running: Loaded,
+        spec: str,
+        seconds: float,
+        first: Callable[[], Deferred[Any]] = lambda: succeed(None),
+    ) -> None:
         """
         :param running: what runs now; the host has constructed it.
         :param seconds: how long ``check()`` may take.
+        :param first: what is to be read again before the app; what fails in it, fails the update.
         """
         self.spec = spec
         self.state = State.IDLE
@@ -131,6 +140,7 @@ class Updater:
         self._running = running
         self._last: int | None = None
         self._seconds = seconds
+        self._first = first
 
     @property
     def version(self) -> str:
@@ -191,6 +201,7 @@ class Updater:
 
     async def _update(self, generation: int) -> None:
         self.state = State.LOADING
+        await self._first()
         loaded = await self._loader.load(self.spec, generation)
         self.state = State.CHECKING
         with self._host.guarded("__init__"):
