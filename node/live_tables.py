@@ -137,7 +137,11 @@ class LiveTables:
             await self._read()
 
     async def _read(self) -> bool:
-        tables = await self._in_thread(partial(Tables, self._directory, self._max_bytes))
+        try:
+            tables = await self._in_thread(partial(Tables, self._directory, self._max_bytes))
+        except TablesBroken:
+            self._counters.tables_refused += 1
+            raise
         self._taken = tables._signature
         if self._is_stopped or tables._etags == self.tables._etags:
             return False
@@ -151,7 +155,6 @@ class LiveTables:
         return True
 
     def _failed(self, failure: Failure) -> None:
-        self._counters.tables_refused += 1
         if failure.check(TablesBroken):
             self.log.error("the tables stay as they were: {why}", why=failure.value)
         else:
@@ -178,7 +181,9 @@ class LiveTables:
         publishing.addErrback(self._not_announced, told, times)
 
     def _not_announced(self, failure: Failure, told: bytes, times: int) -> None:
-        failure.trap(HubError)
+        if not failure.check(HubError):
+            self.log.failure("announcing the tables", failure)
+            return
         self.log.warn("the new tables were not announced: {why}", why=failure.value)
         if not self._is_stopped and self._announcing is None:
             self._announcing = self._reactor.callLater(RETRY_SECONDS, self._announce, told, times)

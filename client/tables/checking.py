@@ -97,22 +97,30 @@ def tables_of(sheets: Iterable[Sheet]) -> tuple[list[Table], list[Problem]]:
         check.body(table)
     for table in check.tables.values():
         check.references(table)
-    return list(check.tables.values()), sorted(check.problems, key=check.place)
+    return list(check.tables.values()), check.problems
 
 
 class _Check:
     def __init__(self) -> None:
         self.tables: dict[str, Table] = {}
-        self.problems: list[Problem] = []
         self._order: dict[tuple[str, str], int] = {}
+        self._found: list[tuple[int, tuple[int, int], Problem]] = []
 
-    def place(self, problem: Problem) -> int:
-        """Where in the order of the sheets a problem is told."""
-        return self._order[problem.file, problem.sheet]
+    @property
+    def problems(self) -> list[Problem]:
+        """All that is wrong, by sheet, row and column."""
+        return [problem for *_, problem in sorted(self._found, key=lambda found: found[:2])]
 
-    def wrong(self, sheet: Sheet, at: tuple[int, int] | None, text: str, rule: str = "") -> None:
-        cell = "" if at is None else cell_name(*at)
-        self.problems.append(Problem(sheet.file, sheet.name, cell, text, rule))
+    def wrong(
+        self, sheet: Sheet, at: tuple[int, int] | None, text: str, rule: str = "", cell: str = ""
+    ) -> None:
+        """Note a problem.
+
+        :param at: row and column; ``None`` is the sheet as a whole.
+        :param cell: what is named instead of one cell.
+        """
+        problem = Problem(sheet.file, sheet.name, cell or ("" if at is None else cell_name(*at)), text, rule)
+        self._found.append((self._order[sheet.file, sheet.name], at or (0, 0), problem))
 
     # -- the header --------------------------------------------------------------------------------------
 
@@ -140,9 +148,8 @@ class _Check:
         numbers = {column.number for column in table.columns}
         for merged in sheet.merged:
             if numbers & set(range(merged.first_column, merged.last_column + 1)):
-                self.problems.append(
-                    Problem(sheet.file, sheet.name, merged.name, "these cells are merged; split them")
-                )
+                at = merged.first_row, merged.first_column
+                self.wrong(sheet, at, "these cells are merged; split them", cell=merged.name)
         self.tables[sheet.name] = table
 
     def _column(self, sheet: Sheet, number: int, others: set[str]) -> Column | None:
@@ -255,6 +262,9 @@ class _Check:
 
     def _read(self, sheet: Sheet, column: Column, row: int, cell: Cell | None) -> None:
         at, rules = (row, column.number), column.rules
+        ref = _ref_of(column.kind)
+        if ref is not None and ref.target is None:  # told at its type
+            return
         if cell is None:
             if rules.key or rules.required:
                 self.wrong(sheet, at, "the cell is blank", "key" if rules.key else "required")

@@ -201,7 +201,7 @@ class Ref(Kind):
     @property
     def spelled(self) -> str:  # type: ignore[override]
         """See ``Kind.spelled``."""
-        return f"ref({self.table}.{self.column})"
+        return f"ref({self.table}.{self.column})" if self.column else f"ref({self.table})"
 
     def read(self, cell: object) -> Value:
         """See ``Kind.read``."""

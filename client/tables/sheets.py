@@ -31,6 +31,7 @@ class Merged:
 
     name: str
     """``B4:B6``."""
+    first_row: int
     first_column: int
     last_column: int
 
@@ -102,7 +103,8 @@ def read_workbook(path: Path) -> list[Sheet]:
 
 def _sheet(file: str, results: Any, formulas: Any) -> Sheet:
     merged = [
-        Merged(str(cells), int(cells.min_col), int(cells.max_col)) for cells in formulas.merged_cells.ranges
+        Merged(str(cells), int(cells.min_row), int(cells.min_col), int(cells.max_col))
+        for cells in formulas.merged_cells.ranges
     ]
     sheet = Sheet(file, results.title.strip(), {}, merged)
     # Not iter_rows(): a column that is coloured down to its end has a million rows.
