@@ -180,7 +180,7 @@ class _File(msgspec.Struct):
     table: str
     key: str
     columns: dict[str, _Column]
-    rows: msgspec.Raw
+    rows: dict[str, msgspec.Raw]
 
 
 _LIST = re.compile(r"list\[(.+)\]")
@@ -215,12 +215,14 @@ def _rows(name: str, files: Mapping[str, _File]) -> Table:
     row: Any = msgspec.defstruct(
         name, fields, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False
     )
-    try:
-        rows = msgspec.json.decode(file.rows, type=dict[str, row])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TablesBroken(f"{name}.json: rows: {error}") from None
+    decoder = msgspec.json.Decoder(row)
     by_key = {}
-    for written, each in rows.items():
+    # One by one, since a thread that is in msgspec's code holds up the reactor's until it comes out of it.
+    for written, text in file.rows.items():
+        try:
+            each = decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise TablesBroken(f"{name}.json: row {written!r}: {error}") from None
         key = getattr(each, file.key)
         if str(key) != written:
             raise TablesBroken(f"{name}.json: the key of row {written!r} is {key!r}")

@@ -81,7 +81,7 @@ def with_type(text: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        (with_row("sword", "5", []), r"Expected `int`, got `str` - at `\$\[...\]\.damage`"),
+        (with_row("sword", "5", []), r"row 'sword': Expected `int`, got `str` - at `\$\.damage`"),
         (with_row("sword", None, []), "Expected `int`, got `null`"),
         (with_row("sword", 0, []), "Expected `int` >= 1"),
         (with_row("sword", 101, []), "Expected `int` <= 100"),
