@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
 __all__ = [
+    "MAX_EXCLUDED",
     "PLAIN",
     "Ancestor",
     "Broken",
@@ -56,6 +57,7 @@ __all__ = [
     "ShardIdentity",
     "ShardInfo",
     "Stream",
+    "check_excluded",
 ]
 
 
@@ -126,6 +128,8 @@ class Publication(msgspec.Struct, frozen=True, gc=False):
     tags: dict[str, str] | None = None
     delta: bool = False
     """Subscribers may be sent the difference to the publication before."""
+    exclude: tuple[str, ...] = ()
+    """Ids of clients that do not get it, neither now nor from the history."""
 
 
 class Joined(msgspec.Struct, frozen=True, gc=False):
@@ -153,6 +157,10 @@ Event = Publication | Joined | Left | Broken
 """What a receiver gets of a channel, in one order."""
 
 
+MAX_EXCLUDED = 64
+"""Clients that one publication may exclude: they are part of each copy of it."""
+
+
 class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a publication carries besides its data, and how it is kept."""
 
@@ -168,9 +176,18 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Not 0, with ``history``: dropped unless it is above the version of the last one of this
     ``version_epoch``; its position is then that of the top."""
     version_epoch: str = ""
+    exclude: tuple[str, ...] = ()
+    """Ids of clients that do not get it, on whatever shard they are; ``MAX_EXCLUDED`` at most. Others that
+    read what is kept of the channel (the server API, apps) see it."""
 
 
 PLAIN = PublishOptions()
+
+
+def check_excluded(exclude: tuple[str, ...]) -> None:
+    """:raises ValueError: these are more than a publication may exclude."""
+    if len(exclude) > MAX_EXCLUDED:
+        raise ValueError(f"{len(exclude)} clients are excluded; at most {MAX_EXCLUDED} may be")
 
 
 class Ancestor(msgspec.Struct, frozen=True, gc=False):
@@ -327,6 +344,7 @@ class Channels(Protocol):
         """Publish to a channel; gives its position if the channel keeps history. Calls are taken in the
         order they are made.
 
+        :raises ValueError: at once: it excludes more than ``MAX_EXCLUDED``.
         :raises MessageTooLarge: above the hub's maximum; nothing was sent.
         :raises JournalFull: the hub is away and too much waits already.
         :raises HubUnavailable: the deadline passed. The outcome may be unknown.

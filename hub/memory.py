@@ -32,6 +32,7 @@ from spread.hub.api import (
     ShardIdentity,
     ShardInfo,
     Stream,
+    check_excluded,
 )
 from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
 from spread.hub.memory_exchange import Exchange
@@ -174,6 +175,7 @@ class MemoryHub:
         self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
     ) -> Deferred[Position | None]:
         """See ``api.Hub``."""
+        check_excluded(options.exclude)
         if len(data) > self.MAX_PUBLICATION_BYTES:
             return fail(MessageTooLarge(len(data), self.MAX_PUBLICATION_BYTES))
         if self._is_stopped:
@@ -187,6 +189,7 @@ class MemoryHub:
             info=options.info,
             tags=options.tags,
             delta=options.delta,
+            exclude=options.exclude,
         )
         if self.is_live:
             counters.published += 1

@@ -185,7 +185,7 @@ class Journal:
         if options is not PLAIN:
             entry.options = options
             entry.keys = keys
-            entry.meta = pack_meta(options.info, options.tags)
+            entry.meta = pack_meta(options.info, options.tags, options.exclude)
             entry.size += len(entry.meta)
         return self._accept(entry)
 

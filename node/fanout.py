@@ -169,7 +169,13 @@ class Fanout:
                 publisher = event.session
             self._bytes_since_rest += size - PUBLICATION_BYTES
             further: list[Publication] = []
-            if inbox and inbox[0][0] == name and type(event) is Publication and channel.takes_runs:
+            if (
+                inbox
+                and inbox[0][0] == name
+                and type(event) is Publication
+                and channel.takes_runs
+                and not event.exclude
+            ):
                 further = self._run(name, publisher, size)
             try:
                 begun = channel.fan_out(event, publisher, further, is_alone=not inbox)
@@ -197,7 +203,7 @@ class Fanout:
             following, event = inbox[0]
             if following != name or type(event) is not Publication:
                 break
-            if (event.session if event.shard == self._incarnation else 0) != publisher:
+            if (event.session if event.shard == self._incarnation else 0) != publisher or event.exclude:
                 break
             inbox.popleft()
             run.append(event)

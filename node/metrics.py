@@ -47,6 +47,9 @@ class ShardCounters(msgspec.Struct, kw_only=True):
     pressed: int = 0
     rests: int = 0
     held_publishers: int = 0
+    views_seen: int = 0
+    superseded: int = 0
+    lens_errors: int = 0
     pings: int = 0
     subscriptions: int = 0
     tables_reloads: int = 0
@@ -80,6 +83,9 @@ _SHARD_COUNTERS = {
     "held_publishers": "Times a client was not read for a moment because its channel was pressed.",
     "tables_reloads": "Times the tables were replaced by new ones.",
     "tables_refused": "Times new tables were broken, so that the old ones stayed.",
+    "views_seen": "Publications that the app was asked about for the members of one view.",
+    "superseded": "Publications that a newer one replaced before a slow client was sent them.",
+    "lens_errors": "Errors of the app's see and latest: nothing was delivered to a view, or it had no key.",
     "inbox_pauses": "Times the hub was not read because the inbox was over inbox_max_bytes.",
 }
 _REFUSED = {

@@ -19,7 +19,7 @@ connection, or closes the outbox with last words, which are then all that waits 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from twisted.internet.interfaces import IPullProducer, IPushProducer
@@ -27,6 +27,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from spread.node.cork import Cork
+from spread.node.latest import Latest
 
 __all__ = ["Outbox", "TlsOutbox", "make_outbox"]
 
@@ -54,6 +55,7 @@ class Outbox:
         "_is_blocked",
         "_is_closed",
         "_is_marked",
+        "_latest",
         "_limit_bytes",
         "_mark_bytes",
         "_overflowed",
@@ -78,6 +80,8 @@ class Outbox:
         self._is_blocked = False
         self._is_closed = False
         self._has_overflowed = False
+        # Of the frames that wait, those that may be replaced; None unless there was one while blocked.
+        self._latest: Latest | None = None
         # Set by close(): what to do once everything has been handed to the kernel.
         self._finished: Callable[[], None] | None = None
         self._attach()
@@ -124,6 +128,23 @@ class Outbox:
             self._block(memoryview(frame)[sent:])
             if self._bytes > self._mark_bytes:
                 self._over_mark()
+
+    def write_latest(self, frame: bytes, key: Hashable) -> bool:
+        """Queue a frame of which only the latest of its key counts; whether it replaces one that waits.
+
+        It does so only while the kernel takes nothing: who reads on gets all of them. It is sent in its own
+        turn, after all that was written before; what the kernel has begun to take stays.
+        """
+        replaced = 0
+        if not self._is_blocked:
+            self._latest = None
+        elif not self._is_closed and self._finished is None:
+            if self._latest is None:
+                self._latest = Latest()
+            replaced = self._latest.replace(self._frames, key, frame)
+            self._bytes -= replaced
+        self.write(frame)
+        return bool(replaced)
 
     def flush(self) -> None:
         """Send what waits, as far as the kernel takes it."""
@@ -231,6 +252,7 @@ class Outbox:
 
     def _shed(self) -> None:
         """Drop the frames that wait. What the kernel or the transport has begun to take stays whole."""
+        self._latest = None
         self._is_closed = self._has_overflowed = True
         # A view is the rest of one frame, and comes first: see _block.
         del self._frames[1 if self._frames and isinstance(self._frames[0], memoryview) else 0 :]
@@ -250,6 +272,7 @@ class Outbox:
     def _drop(self) -> None:
         self._is_closed = True
         self._has_overflowed = False
+        self._latest = None
         self._frames.clear()
         self._bytes = self._handed_bytes = 0
 

@@ -7,7 +7,7 @@ included: ``FakeTransport`` calls ``resumeProducing`` out of ``registerProducer`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,8 @@ class FakeMember:
     def __init__(self, number: int, cork: Cork, codec: Codec = TEXT, room: int | None = None) -> None:
         self.number = number
         self.codec = codec
+        self.client = f"client {number}"
+        self.view: Hashable | None = None
         self.hears_joins = False
         self.breaks = 0
         self.transport = FakeTransport(room)

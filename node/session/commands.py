@@ -6,13 +6,13 @@ error and ``Ended`` for a disconnect, as its Deferred does. ``HubError`` becomes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
 
-from spread.hub.api import ClientInfo, Format, Position, PresenceStats, PublishOptions, Stream
+from spread.hub.api import ClientInfo, Format, Position, PresenceStats, Publication, PublishOptions, Stream
 from spread.node import codes
 from spread.node.auth.jwks import JwksUnavailable
 from spread.node.auth.keys import TokenExpired, TokenInvalid
@@ -24,6 +24,7 @@ from spread.node.session.connecting import connect, verified_connection
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import announce_join, permit, prepare
 from spread.node.tables import TABLES_CHANNEL
+from spread.node.views import visible
 from spread.node.wire import json
 from spread.node.wire.messages import (
     Command,
@@ -262,7 +263,7 @@ def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Ou
         position = stream.position
         if since is not None and not stream.continues(Position(since.epoch, since.offset)):
             raise Refused(codes.UNRECOVERABLE_POSITION)
-        publications = publications_for(session.codec, stream.publications)
+        publications = publications_for(session.codec, _visible(session, channel, stream.publications))
         return HistoryResult(publications, position.epoch, position.offset)
 
     asked = shared.hub.history(
@@ -273,6 +274,18 @@ def _history(session: CentrifugeSession, request: HistoryRequest) -> Deferred[Ou
         reverse=request.reverse,
     )
     return session.with_deadline(asked.addCallback(told))
+
+
+def _visible(
+    session: CentrifugeSession, channel: str, publications: Sequence[Publication]
+) -> Sequence[Publication]:
+    sight = session.shared.channels.sight_of(channel)
+    subscription = session.subscriptions.get(channel)
+    if subscription is not None:
+        view = subscription.view
+    else:
+        view = None if sight is None else sight.view_of(session.number)
+    return visible(publications, session.client, sight, view)
 
 
 def _rpc(session: CentrifugeSession, request: RPCRequest) -> Outcome:

@@ -33,6 +33,7 @@ from spread.node.recovery import newest, recovered
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscription import Owner, Subscription
 from spread.node.tables import TABLES_CHANNEL
+from spread.node.views import visible
 from spread.node.wire.messages import SubscribeRequest, SubscribeResult
 
 __all__ = [
@@ -270,19 +271,21 @@ class Arrival:
             raise
 
     def _settle(self) -> tuple[Subscription, SubscribeResult]:
-        request, grant, options = self._request, self._grant, self._options
-        position = self._channel.position or Position("", 0)
+        request, grant, options, channel = self._request, self._grant, self._options, self._channel
+        view = channel.view_of(self._subscriber.number)
+        position = channel.position or Position("", 0)
         missed = self._missed(position) if self._is_recovering else None
         if request.recover and self._is_recovering and missed is None and self._rejects_holes:
             raise Refused(codes.UNRECOVERABLE_POSITION)
         codec = self._subscriber.codec
-        if request.delta in options.allowed_delta_types and self._is_positioned and codec.full is not None:
+        may_differ = self._is_positioned and channel.takes_delta
+        if may_differ and request.delta in options.allowed_delta_types and codec.full is not None:
             codec = codec.full
         overrides = grant.overrides
         joins = _chosen(overrides.join_leave, options.join_leave)
         subscription = Subscription(
             self._subscriber,
-            self._channel,
+            channel,
             codec,
             self.info,
             is_server_side=self._is_server_side,
@@ -292,7 +295,9 @@ class Arrival:
             hears_joins=_chosen(overrides.force_push_join_leave, options.force_push_join_leave)
             or (request.join_leave and joins and self._may_see_presence()),
             expire_at=grant.expire_at,
+            view=view,
         )
+        given = visible(missed or (), self._subscriber.client, channel.sight, view)
         ttl = self._shared.ttl(grant.expire_at)
         is_stream = missed is not None and not self._is_cache
         result = SubscribeResult(
@@ -304,14 +309,14 @@ class Arrival:
             offset=(request.offset if is_stream else position.offset) if self._is_positioned else 0,
             was_recovering=self._is_recovering and request.recover,
             recovered=missed is not None,
-            publications=recovered_for(codec, missed or ()),
+            publications=recovered_for(codec, given),
             data=data_for(codec, grant.data),
             delta=codec.is_delta,
         )
-        if missed and codec.is_delta:
-            self._channel.add_with_base(subscription, missed[-1])
+        if given and codec.is_delta:
+            channel.add_with_base(subscription, given[-1])
         else:
-            self._channel.add(subscription)
+            channel.add(subscription)
         self._end()
         return subscription, result
 

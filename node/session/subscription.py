@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from spread.hub.api import ClientInfo
@@ -39,6 +40,7 @@ class Subscription:
         "is_present",
         "is_server_side",
         "owner",
+        "view",
     )
 
     def __init__(
@@ -54,6 +56,7 @@ class Subscription:
         announces: bool,
         hears_joins: bool,
         expire_at: int,
+        view: Hashable | None = None,
     ) -> None:
         self.owner = owner
         self.channel = channel
@@ -70,6 +73,13 @@ class Subscription:
         self.hears_joins = hears_joins
         self.expire_at = expire_at
         """Seconds since 1970; 0: never."""
+        self.view = view
+        """See ``channel.Member``."""
+
+    @property
+    def client(self) -> str:
+        """See ``channel.Member``."""
+        return self.info.client
 
     @property
     def number(self) -> int:
@@ -80,6 +90,13 @@ class Subscription:
     def outbox(self) -> Outbox:
         """See ``channel.Member``."""
         return self.owner.outbox
+
+    def set_view(self, view: Hashable | None) -> None:
+        """See it from here on with that view.
+
+        :raises TypeError: this is no key of a dictionary.
+        """
+        self.channel.set_view(self, view)
 
     def broken(self) -> None:
         """See ``channel.Member``."""

@@ -22,6 +22,7 @@ A session never touches a transport: it has an outbox to write to, and an ``Edge
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, cast
@@ -144,12 +145,14 @@ class Session:
         "number",
         "outbox",
         "state",
+        "view",
     )
 
     def __init__(self, number: int, edge: Edge, outbox: Outbox, shared: Surroundings) -> None:
         self.number = number
         self.outbox = outbox
         self.codec: Codec = TEXT
+        self.view: Hashable | None = None
         self.state = SessionState.OPENING
         self._edge = edge
         self._shared = shared
@@ -169,6 +172,11 @@ class Session:
         self._unacknowledged_bytes = 0
         limit = shared.text.max_messages_per_second
         self._rate = Rate(limit, shared.clock.seconds()) if limit else None
+
+    @property
+    def client(self) -> str:
+        """See ``channel.Member``: text clients have no id."""
+        return ""
 
     @property
     def hears_joins(self) -> bool:

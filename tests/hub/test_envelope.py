@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack, structs
 
-from spread.hub.api import ClientInfo, Format, Publication
+from spread.hub.api import MAX_EXCLUDED, ClientInfo, Format, Publication
 from spread.hub.envelope import (
     HEADER_BYTES,
     KIND_JOINED,
@@ -51,11 +51,14 @@ def test_the_bytes_of_a_position_and_a_meta() -> None:
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 INFO = st.none() | st.builds(ClientInfo, TEXT, TEXT, st.binary(max_size=8), st.binary(max_size=8))
+IDS = st.lists(TEXT, max_size=3).map(tuple)
 TAGS = st.none() | st.dictionaries(TEXT, TEXT, min_size=1, max_size=3)
 
 
 @settings(deadline=None)
-@given(BYTE, BYTE, st.binary(min_size=8, max_size=8), NUMBER, NUMBER, st.binary(), INFO, TAGS, st.booleans())
+@given(
+    BYTE, BYTE, st.binary(min_size=8, max_size=8), NUMBER, NUMBER, st.binary(), INFO, TAGS, st.booleans(), IDS
+)
 def test_round_trip(
     kind: int,
     format: int,
@@ -66,10 +69,11 @@ def test_round_trip(
     info: ClientInfo | None,
     tags: dict[str, str] | None,
     delta: bool,
+    exclude: tuple[str, ...],
 ) -> None:
-    meta = pack_meta(info, tags)
+    meta = pack_meta(info, tags, exclude)
     packed = pack(kind, format, shard, sequence, session, data, meta, delta)
-    plain = Publication(data, format, shard, session, info=info, tags=tags, delta=delta)
+    plain = Publication(data, format, shard, session, info=info, tags=tags, delta=delta, exclude=exclude)
     assert unpack(packed) == (kind, sequence, plain)
     head, tail = pack_parts(format, shard, sequence, session, data, meta, delta)
     placed = structs.replace(plain, offset=258, epoch="abcdEFGH")
@@ -81,9 +85,21 @@ def test_an_empty_payload() -> None:
 
 
 def test_what_a_later_release_appends_to_the_meta_is_skipped() -> None:
-    meta = msgpack.encode(["u", "c", b"", b"", None, "more", {"and": "more"}])
+    meta = msgpack.encode(["u", "c", b"", b"", None, ["d"], "more", {"and": "more"}])
     publication = unpack(pack(KIND_PUBLICATION, 1, SHARD, 1, 1, b"data", meta))[2]
     assert (publication.info, publication.data) == (ClientInfo("u", "c"), b"data")
+    assert publication.exclude == ("d",)
+
+
+def test_only_a_publication_that_excludes_clients_says_so() -> None:
+    assert pack_meta(None, {"k": "v"}, ()) == pack_meta(None, {"k": "v"})
+    assert msgpack.decode(pack_meta(None, None, ("a", "b"))) == [None, "", b"", b"", None, ["a", "b"]]
+
+
+def test_no_more_clients_are_excluded_than_a_publication_can_carry() -> None:
+    assert pack_meta(None, None, ("c",) * MAX_EXCLUDED)
+    with pytest.raises(ValueError, match="65 clients are excluded; at most 64 may be"):
+        pack_meta(None, None, ("c",) * (MAX_EXCLUDED + 1))
 
 
 @settings(deadline=None)
