@@ -1,0 +1,116 @@
+"""Between an app's values and bytes: JSON, or bytes where it is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from spread.hub.api import Format
+from spread.node import codes
+from spread.node.app.values import Subscribing
+from spread.node.auth.tokens import Overrides
+from spread.node.session.shared import Refused
+from spread.node.session.subscribing import Grant
+
+__all__ = ["Nonsense", "decoded", "encoded", "grant_of", "payload_of", "published_data"]
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Nonsense(Exception):
+    """A hook has answered what it must not; the text names both."""
+
+    def __init__(self, hook: str, value: object, wanted: str) -> None:
+        super().__init__(hook, value, wanted)
+        self.text = f"{hook} has given {type(value).__name__}, and must give {wanted}"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def decoded(data: bytes) -> Any:
+    """The JSON value that these bytes are, else the bytes; ``None`` for none."""
+    if not data:
+        return None
+    try:
+        return _decode(data)
+    except msgspec.DecodeError:
+        return data
+
+
+def encoded(value: Any, what: str) -> bytes:
+    """``value`` as JSON, bytes as they are, ``None`` as "null".
+
+    :param what: whose value it is, for the error.
+    :raises Nonsense: JSON cannot say it.
+    """
+    if type(value) is bytes:
+        return value
+    try:
+        return _encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise Nonsense(what, value, f"bytes, or what JSON can say ({error})") from None
+
+
+def optional(value: Any, what: str) -> bytes:
+    """The same; nothing for ``None``."""
+    return b"" if value is None else encoded(value, what)
+
+
+def grant_of(options: Subscribing) -> Grant:
+    """What a subscription has.
+
+    :raises Nonsense: ``info`` or ``data`` cannot be told.
+    """
+    return Grant(
+        overrides=Overrides(
+            presence=options.presence,
+            join_leave=options.join_leave,
+            force_push_join_leave=options.force_push_join_leave,
+            force_positioning=options.force_positioning,
+            force_recovery=options.force_recovery,
+        ),
+        info=optional(options.info, "Subscribing.info"),
+        data=optional(options.data, "Subscribing.data"),
+        expire_at=options.expire_at,
+    )
+
+
+# --- publications -----------------------------------------------------------------------------------------
+
+
+def payload_of(data: bytes, format: int) -> Any:
+    """A publication's data as apps see it: a JSON value, the text of a line, or bytes.
+
+    :raises Refused: it says that it is JSON, and is not.
+    """
+    if format == Format.JSON:
+        try:
+            return _decode(data)
+        except msgspec.DecodeError:
+            raise Refused(codes.BAD_REQUEST, "its data is no JSON") from None
+    if format == Format.TEXT:
+        return data.rstrip(b"\r\n").decode(errors="replace")
+    return data
+
+
+def published_data(value: Any, given: Any, data: bytes, format: Format) -> tuple[bytes, Format]:
+    """What is published when an app gives ``value`` for ``given``, which ``data`` is.
+
+    :raises Nonsense: nothing can be made of it.
+    """
+    kind = type(value)
+    # Lists and dictionaries may have been changed in place.
+    if value is given and kind is not dict and kind is not list:
+        return data, format
+    if kind is bytes:
+        return value, Format.BINARY
+    if format == Format.TEXT and kind is str:
+        if value == given:
+            return data, format
+        ending = data[len(data.rstrip(b"\r\n")) :]
+        # One message is one line, whatever it was made of.
+        return " ".join(value.splitlines()).encode() + ending, format
+    return encoded(value, "publishing"), Format.JSON

@@ -1,0 +1,413 @@
+"""Who runs the app of a shard: what sessions see of it (``session.logic.Logic``), and what updates replace.
+
+What an app has is looked up once, when it takes over: a hook that it does not have is ``None`` here, and sessions
+do not ask. ``swap`` changes all of it in one turn: hooks, methods that clients and shards may call, timers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from types import FrameType
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from spread.hub.api import Format, Hub
+from spread.hub.reactor import Clock
+from spread.node import codes
+from spread.node.app.app import HOOKS, App
+from spread.node.app.client import Client
+from spread.node.app.data import Nonsense, decoded, encoded, grant_of, optional, payload_of, published_data
+from spread.node.app.deeds import Deeds
+from spread.node.app.hooks import Hooks
+from spread.node.app.load import Loaded
+from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
+from spread.node.app.timers import HELD, Timers
+from spread.node.app.values import DROP, Identity, Subscribing
+from spread.node.app.watch import Watch
+from spread.node.clients import Clients
+from spread.node.control import Control
+from spread.node.namespaces import Namespaces
+from spread.node.session.logic import Admitted, Answer, Party
+from spread.node.session.shared import Ended, Refused
+from spread.node.session.subscribing import Grant
+from spread.node.settings import AppSettings
+
+__all__ = ["AppHost", "Objects", "construct"]
+
+MESSAGE_MAX_CHARACTERS = 255
+"""Of what a client is told that is wrong with its parameters."""
+
+
+class Objects(Protocol):
+    """The stateful channels of this shard, as the host needs them."""
+
+    def command(self, client: Client, channel: str, command: str, data: bytes) -> Answer[Any]:
+        """A client calls a command; fails with ``Refused`` or ``Ended``."""
+        ...
+
+    def call(self, channel: str, command: str, data: Any) -> Deferred[Any]:
+        """The app does."""
+        ...
+
+    def entered(self, client: Client, channel: str) -> None:
+        """A client has become a member of a channel, whichever."""
+        ...
+
+    def left(self, client: Client, channel: str) -> None:
+        """It is one no more."""
+        ...
+
+    def prepare(self, app: App) -> Any:
+        """See ``AppHost.prepare_objects``."""
+        ...
+
+    def swap(self, app: App, prepared: Any) -> None:
+        """From now on objects are those of ``app``. Never fails."""
+        ...
+
+
+def construct(app_class: type[Any], host: AppHost | None) -> App:
+    """An app that does not run yet.
+
+    :raises TypeError: it is no ``App``, or something is wrong with one of its methods.
+    :raises Exception: what its ``__init__`` raises.
+    """
+    if not issubclass(app_class, App):
+        raise TypeError(f"{app_class.__qualname__} is no subclass of spread.node.App")
+    calls_of(app_class), remotes_of(app_class), everys_of(app_class)
+    app = app_class.__new__(app_class)
+    # Before its own __init__, which may want timers, and need not call that of App.
+    vars(app).update({"_host": host, HELD: []})
+    app_class.__init__(app)
+    return app
+
+
+class AppHost(Deeds):
+    """See the line at the top.
+
+    :param number: that of the shard, once it has one.
+    :param personal: names the personal channel of a user; ``None``: there are none.
+    """
+
+    log = Logger("spread.node.app.host")
+
+    def __init__(
+        self,
+        clock: Clock,
+        settings: AppSettings,
+        *,
+        hub: Hub,
+        control: Control,
+        clients: Clients,
+        namespaces: Namespaces,
+        number: Callable[[], int | None],
+        personal: Callable[[str], str] | None = None,
+    ) -> None:
+        super().__init__(hub, control, namespaces, number, personal)
+        self.watch = Watch(settings.block_seconds, settings.hook_seconds)
+        self.watch.is_team = self._is_team
+        self.hooks = Hooks(clock, self.watch, settings.hook_seconds, settings.max_waiting_hooks)
+        self.timers = Timers(clock, self._timed, lambda: self._app, settings.max_timers)
+        self.objects: Objects | None = None
+        """Set once, before the shard starts, if there are any."""
+        self.tables: Any = None
+        """Likewise."""
+        self.viewed: Callable[[int, str, Hashable], None] | None = None
+        """Told that the session of this number sees a channel by another key; set likewise."""
+        self.connecting: Callable[[Party], Answer[Admitted | None]] | None = None
+        self.subscribing: Callable[[Party, str], Answer[Grant | None]] | None = None
+        self.publishing: Callable[[Party, str, bytes, Format], Answer[tuple[bytes, Format] | None]] | None = (
+            None
+        )
+        self.message: Callable[[Party, bytes], Answer[None]] | None = None
+        self._clients = clients
+        self._app: App | None = None
+        self._has: frozenset[str] = frozenset()
+        self._calls: dict[str, Call] = {}
+        self._module = ""
+        control.on("app", self._called)
+
+    @property
+    def app(self) -> App:
+        """The one that runs."""
+        assert self._app is not None
+        return self._app
+
+    def has(self, hook: str) -> bool:
+        """The app that runs has this hook."""
+        return hook in self._has
+
+    # -- begin, end, and another app --------------------------------------------------------------------------
+
+    def guarded(self, name: str) -> AbstractContextManager[object]:
+        """The team's code runs in it; it is ended, with ``TimeoutError``, when it blocks for too long."""
+        return self.watch.guarded(name)
+
+    def construct(self, loaded: Loaded) -> App:
+        """See ``construct``."""
+        return construct(loaded.app_class, self)
+
+    def prepare(self, app: App) -> None:
+        """See whether an app can take over. Changes nothing.
+
+        :raises LookupError: a timer would call what it does not have.
+        """
+        self.timers.check(app)
+
+    def prepare_objects(self, app: App) -> Any:
+        """The objects of the old app as the new one has them. Changes nothing.
+
+        :raises Exception: which of them cannot be handed over, and why.
+        """
+        return None if self.objects is None else self.objects.prepare(app)
+
+    def swap(self, app: App, objects: Any = None) -> None:
+        """From now on ``app`` runs. Never fails."""
+        kind = type(app)
+        self._app = app
+        self._module = kind.__module__.partition(".")[0]
+        self._has = frozenset(name for name in HOOKS if getattr(kind, name) is not getattr(App, name))
+        self._calls = calls_of(kind)
+        self._remotes = remotes_of(kind)
+        self.connecting = self._connecting if self.has("connecting") else None
+        self.subscribing = self._subscribing if self.has("subscribing") else None
+        self.publishing = self._publishing if self.has("publishing") else None
+        self.message = self._message if self.has("message") else None
+        if self.objects is not None:
+            self.objects.swap(app, objects)
+        self.timers.begin(app)
+
+    def _is_team(self, frame: FrameType) -> bool:
+        return str(frame.f_globals.get("__name__", "")).partition(".")[0] == self._module
+
+    async def start(self, loaded: Loaded) -> None:
+        """The shard has its number: construct the app, ask whether it may run, let it run.
+
+        :raises Exception: what it raises.
+        """
+        self.watch.start()
+        with self.guarded("__init__"):
+            app = self.construct(loaded)
+        self.watch.is_team = self._is_team
+        self._module = type(app).__module__.partition(".")[0]
+        with self.guarded("check"):
+            checked = app.check()
+        if await _answer(checked) is False:
+            raise RuntimeError("check() has returned False")
+        self.swap(app, self.prepare_objects(app))
+        if self.has("starting"):
+            with self.guarded("starting"):
+                started = app.starting()
+            await _answer(started)
+
+    async def stop(self) -> None:
+        """The shard stops. Never fails, and takes ``app.hook_seconds`` at most."""
+        if self._app is None or not self.has("stopping"):
+            return
+        try:
+            answer = self.hooks.call("stopping", None, self._app.stopping)
+            if isinstance(answer, Deferred):
+                await answer
+        except (Refused, Ended):
+            self.log.debug("the app has not stopped cleanly")
+
+    def end(self) -> None:
+        """All clients have gone: no timers, nothing to look at. Idempotent."""
+        self.timers.stop()
+        self.watch.stop()
+
+    # -- for sessions: logic.Logic ----------------------------------------------------------------------------
+
+    def client(self, party: Party) -> Client:
+        """What the app knows a session by."""
+        known = party.app_client
+        if known is None:
+            known = party.app_client = Client(party, self)
+        client: Client = known
+        return client
+
+    def arrived(self, party: Party, data: bytes) -> None:
+        """See ``Logic``."""
+        if data:
+            party.app_client = Client(party, self, data)
+
+    def connected(self, party: Party) -> None:
+        """See ``Logic``."""
+        if party.protocol == "text":
+            self._clients.others[party.client] = party
+        client = self.client(party)
+        client.was_told = True
+        if self.has("connected"):
+            self.hooks.notify("connected", client, self.app.connected, client)
+
+    def disconnected(self, party: Party, reason: str) -> None:
+        """See ``Logic``."""
+        if party.protocol == "text":
+            self._clients.others.pop(party.client, None)
+        client = self.client(party)
+        if client.was_told:
+            client.was_told = False
+            if self.has("disconnected"):
+                self.hooks.notify("disconnected", client, self.app.disconnected, client, reason)
+
+    def subscribed(self, party: Party, channel: str) -> None:
+        """See ``Logic``."""
+        if self.objects is not None:
+            self.objects.entered(self.client(party), channel)
+        if self.has("subscribed"):
+            client = self.client(party)
+            self.hooks.notify("subscribed", client, self.app.subscribed, client, channel)
+
+    def unsubscribed(self, party: Party, channel: str) -> None:
+        """See ``Logic``."""
+        client = self.client(party)
+        client.where.pop(channel, None)
+        if self.objects is not None:
+            self.objects.left(client, channel)
+        if self.has("unsubscribed"):
+            self.hooks.notify("unsubscribed", client, self.app.unsubscribed, client, channel)
+
+    def _connecting(self, party: Party) -> Answer[Admitted | None]:
+        client = self.client(party)
+        return self.hooks.call("connecting", client, self.app.connecting, client, convert=_admitted)
+
+    def _subscribing(self, party: Party, channel: str) -> Answer[Grant | None]:
+        client = self.client(party)
+        return self.hooks.call("subscribing", client, self.app.subscribing, client, channel, convert=_granted)
+
+    def _publishing(
+        self, party: Party, channel: str, data: bytes, format: Format
+    ) -> Answer[tuple[bytes, Format] | None]:
+        client = self.client(party)
+        given = payload_of(data, format)
+
+        def chosen(value: Any) -> tuple[bytes, Format] | None:
+            if value is DROP:
+                return None
+            if value is None and given is not None:
+                raise Nonsense("publishing", value, "the data to publish, or DROP")
+            return published_data(value, given, data, format)
+
+        return self.hooks.call(
+            "publishing", client, self.app.publishing, client, channel, given, convert=chosen
+        )
+
+    def _message(self, party: Party, data: bytes) -> Answer[None]:
+        client = self.client(party)
+        answer: Answer[None] = self.hooks.call(
+            "message", client, self.app.message, client, decoded(data), convert=_nothing
+        )
+        return answer
+
+    def rpc(self, party: Party, method: str, data: bytes) -> Answer[bytes]:
+        """See ``Logic``."""
+        call = self._calls.get(method)
+        client = self.client(party)
+        if call is None:
+            channel, slash, command = method.rpartition("/")
+            if not slash or self.objects is None:
+                raise Refused(codes.METHOD_NOT_FOUND)
+            answer = self.objects.command(client, channel, command, data)
+            result = partial(encoded, what=f"the command {command}")
+            return answer.addCallback(result) if isinstance(answer, Deferred) else result(answer)
+        function = partial(call.function, self.app, client)
+        arguments = (params_of(call, data),) if call.has_params else ()
+        return self.hooks.call(
+            f"rpc {method}", client, function, *arguments, convert=partial(encoded, what=f"the rpc {method}")
+        )
+
+    # -- timers, and what D and others tell ------------------------------------------------------------------
+
+    def _timed(self, name: str, function: Callable[..., Any], *args: Any) -> Deferred[Any] | None:
+        try:
+            answer = self.hooks.call(f"timer {name}", None, function, *args)
+        except (Refused, Ended):
+            return None
+        return answer.addErrback(lambda failure: None) if isinstance(answer, Deferred) else None
+
+    def notify(self, hook: str, *args: Any) -> None:
+        """Call a hook that belongs to no client, ``occupied`` for example, if the app has it."""
+        if self.has(hook):
+            self.hooks.notify(hook, None, getattr(self.app, hook), *args)
+
+    def view_changed(self, client: Client, channel: str, key: Hashable) -> None:
+        """See ``Client.set_view``."""
+        if self.viewed is not None and channel in client.channels:
+            self.viewed(client.number, channel, key)
+
+    # -- calls between shards: see Deeds.call_shard -----------------------------------------------------------
+
+    def _run_remote(self, call: Call, data: Any) -> Answer[Any]:
+        function = partial(call.function, self.app)
+        return self.hooks.call(f"remote {call.name}", None, function, *((data,) if call.has_params else ()))
+
+    # -- clients, for whoever asks by number: a Lens ---------------------------------------------------------
+
+    def client_of(self, number: int) -> Client | None:
+        """The client whose session has this number; ``None``: there is none."""
+        session: Party | None = self._clients.sessions.get(number)
+        if session is None:
+            session = next((each for each in self._clients.others.values() if each.number == number), None)
+        return None if session is None else self.client(session)
+
+    def clients(self) -> Iterator[Client]:
+        """All who are connected here."""
+        for session in [*self._clients.sessions.values(), *self._clients.others.values()]:
+            client = self.client(session)
+            if client.was_told:
+                yield client
+
+
+def params_of(call: Call, data: bytes) -> Any:
+    """What a caller's bytes are to a method.
+
+    :raises Refused: they do not fit; 107, with what is wrong.
+    """
+    if call.decoder is None:
+        return decoded(data)
+    try:
+        return call.decoder.decode(data or b"{}")
+    except ValueError as error:  # those of msgspec are such
+        if not data:
+            try:
+                return call.decoder.decode(b"null")
+            except ValueError:
+                pass
+        message = f"{codes.BAD_REQUEST.message}: {error}"[:MESSAGE_MAX_CHARACTERS]
+        raise Refused(codes.Error(codes.BAD_REQUEST.code, message)) from None
+
+
+async def _answer(answer: Any) -> Any:
+    return await answer if hasattr(answer, "__await__") else answer
+
+
+def _admitted(value: Any) -> Admitted | None:
+    if value is None:
+        return None
+    if not isinstance(value, Identity):
+        raise Nonsense("connecting", value, "an Identity or None")
+    if not isinstance(value.user, str) or isinstance(value.channels, str):
+        raise Nonsense("connecting", value, "an Identity whose user is a text and whose channels are several")
+    return Admitted(
+        user=value.user,
+        info=optional(value.info, "Identity.info"),
+        expire_at=int(value.expire_at),
+        channels=tuple(value.channels),
+        data=optional(value.data, "Identity.data"),
+    )
+
+
+def _granted(value: Any) -> Grant | None:
+    if value is None:
+        return None
+    if not isinstance(value, Subscribing):
+        raise Nonsense("subscribing", value, "a Subscribing or None")
+    return grant_of(value)
+
+
+def _nothing(value: Any) -> None:
+    return None

@@ -1,0 +1,126 @@
+"""Decorators of an app's methods, and the tables that are made of them.
+
+The decorators only mark a function; what is wrong with it is said when its class is looked at, before anything
+of it runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+__all__ = ["Call", "calls_of", "every", "everys_of", "remote", "remotes_of", "rpc"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RPC, REMOTE, EVERY = "__spread_rpc__", "__spread_remote__", "__spread_every__"
+
+MIN_SECONDS = 0.001
+"""Of a timer that repeats."""
+
+
+def rpc(method: str) -> Callable[[F], F]:
+    """Clients may call this method of the app, by the name given here.
+
+    It is ``(self, client, params) -> result``; ``params`` may be missing. Its annotation is what a client's
+    parameters must be: a msgspec struct, a dataclass, or any type that msgspec knows. What does not fit is
+    answered with error 107, which names the field. Without an annotation it is the JSON value as it came.
+    """
+    return _mark(RPC, method)
+
+
+def remote(function: F) -> F:
+    """Other shards may call this method by ``App.call_shard``: ``(self, data) -> result``, plain data both."""
+    return _mark(REMOTE, function.__name__)(function)
+
+
+def every(seconds: float) -> Callable[[F], F]:
+    """This method of the app is called again and again while it runs, on every shard.
+
+    :raises ValueError: less than a millisecond.
+    """
+    if not seconds >= MIN_SECONDS:
+        raise ValueError(f"a timer repeats after {MIN_SECONDS} s or more, not {seconds!r}")
+    return _mark(EVERY, seconds)
+
+
+def _mark(mark: str, value: object) -> Callable[[F], F]:
+    def marked(function: F) -> F:
+        setattr(function, mark, value)
+        return function
+
+    return marked
+
+
+class Call:
+    """A method that can be called from elsewhere."""
+
+    __slots__ = ("decoder", "function", "has_params", "name")
+
+    def __init__(self, function: Callable[..., Any], name: str, bound_to: int) -> None:
+        """:param bound_to: how many parameters come before that with the caller's data.
+
+        :raises TypeError: it cannot be called so, or nothing can be made of its annotation.
+        """
+        self.function = function
+        """Not bound: it takes the app first."""
+        self.name = name
+        where = f"{function.__qualname__}()"
+        names = [
+            each.name
+            for each in inspect.signature(function).parameters.values()
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        ]
+        if not bound_to <= len(names) <= bound_to + 1:
+            raise TypeError(f"{where} must take {bound_to} or {bound_to + 1} parameters, not {len(names)}")
+        self.has_params = len(names) > bound_to
+        self.decoder: msgspec.json.Decoder[Any] | None = None
+        """``None``: any JSON value will do."""
+        if self.has_params:
+            try:
+                hint = typing.get_type_hints(function, include_extras=True).get(names[bound_to], Any)
+                if hint is not Any:
+                    self.decoder = msgspec.json.Decoder(hint)
+            except Exception as error:
+                raise TypeError(f"the annotation of {names[bound_to]} in {where}: {error}") from error
+
+
+def _marked(app_class: type, mark: str) -> list[tuple[Any, Callable[..., Any]]]:
+    found = []
+    for name in dir(app_class):
+        function = inspect.getattr_static(app_class, name)
+        value = getattr(function, mark, None) if inspect.isfunction(function) else None
+        if value is not None:
+            found.append((value, typing.cast(Callable[..., Any], function)))
+    return found
+
+
+def calls_of(app_class: type, mark: str = RPC, bound_to: int = 2) -> dict[str, Call]:
+    """The methods that clients may call, by name.
+
+    :raises TypeError: something is wrong with one of them.
+    """
+    calls: dict[str, Call] = {}
+    for name, function in _marked(app_class, mark):
+        if name in calls:
+            other = calls[name].function.__qualname__
+            raise TypeError(f"{function.__qualname__} and {other} are both called {name!r}")
+        calls[name] = Call(function, name, bound_to)
+    return calls
+
+
+def remotes_of(app_class: type) -> dict[str, Call]:
+    """The methods that other shards may call.
+
+    :raises TypeError: likewise.
+    """
+    return calls_of(app_class, REMOTE, 1)
+
+
+def everys_of(app_class: type) -> dict[str, float]:
+    """The methods that are called again and again, and after how many seconds."""
+    return {function.__name__: seconds for seconds, function in _marked(app_class, EVERY)}
