@@ -13,6 +13,9 @@ Promises, whichever implementation is used:
 5.  *One number, one process.* A shard number is leased to one live process at a time.
 6.  *A channel that keeps history is gapless.* Its publications have offsets 1, 2, 3 … within an epoch; a
     receiver gets offset n+1 only after n, or is told ``Broken`` when what lies between cannot be had.
+7.  *A channel has one owner at most.* What is published, or saved, under an ownership that is over is refused
+    with ``Fenced``, however late it arrives: the hub compares in the same step in which it takes. An owner's
+    epoch is above those of all before it, as long as the hub keeps its data.
 
 What is not promised: plain channels are at most once. While the link of a receiving shard is down it
 misses what is published; the window is told to ``Receiver.missed``, never passed over in silence. Joins
@@ -30,11 +33,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from spread.hub.ownership import MAX_STATE_BYTES, Owned, Ownership, Pulsing
+
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
 __all__ = [
     "MAX_EXCLUDED",
+    "MAX_STATE_BYTES",
     "PLAIN",
     "Ancestor",
     "Broken",
@@ -49,6 +55,7 @@ __all__ = [
     "Joined",
     "Left",
     "Load",
+    "Ownership",
     "Position",
     "PresenceStats",
     "Publication",
@@ -179,6 +186,9 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exclude: tuple[str, ...] = ()
     """Ids of clients that do not get it, on whatever shard they are; ``MAX_EXCLUDED`` at most. Others that
     read what is kept of the channel (the server API, apps) see it."""
+    fence: Ownership | None = None
+    """Publish only if this is who owns the channel. One that was taken in time is not refused when it is sent
+    again; nor is one whose idempotency key is known."""
 
 
 PLAIN = PublishOptions()
@@ -335,8 +345,8 @@ class HubCounters(msgspec.Struct, kw_only=True):
     servers_away: int = 0
 
 
-class Channels(Protocol):
-    """What a hub does for one channel or another."""
+class Channels(Owned, Protocol):
+    """What a hub does for one channel or another; about its owner: see ``ownership``."""
 
     def publish(
         self, channel: str, data: bytes, format: Format, session: int, options: PublishOptions = PLAIN
@@ -348,6 +358,7 @@ class Channels(Protocol):
         :raises MessageTooLarge: above the hub's maximum; nothing was sent.
         :raises JournalFull: the hub is away and too much waits already.
         :raises HubUnavailable: the deadline passed. The outcome may be unknown.
+        :raises Fenced: ``options.fence`` does not own the channel (any more).
         """
         ...
 
@@ -451,7 +462,7 @@ class Channels(Protocol):
         ...
 
 
-class Hub(Channels, Protocol):
+class Hub(Channels, Pulsing, Protocol):
     """One shard's access to the hub.
 
     Not thread-safe: every method is called on the reactor's thread, and every Deferred fires there.

@@ -8,6 +8,7 @@
     ├── HubMisconfigured    the URL, the environment or a file named by it cannot work
     ├── ReplyError          Redis answered one command with an error
     ├── MessageTooLarge     a publication above the hub's own maximum; it never reached Redis
+    ├── Fenced              the ownership under which it was asked for is over; nothing was done
     ├── LeaseTaken          the shard number is held by another live process
     └── ShardUnknown        no live shard has the incarnation that was asked for
 
@@ -17,6 +18,7 @@ Every error is raised with its facts as attributes; the sentence is made in ``__
 from __future__ import annotations
 
 __all__ = [
+    "Fenced",
     "HubError",
     "HubMisconfigured",
     "HubRefused",
@@ -126,6 +128,29 @@ class MessageTooLarge(HubError):
 
     def __str__(self) -> str:
         return f"a publication of {self.size} bytes is above the maximum of {self.maximum}"
+
+
+class Fenced(HubError):
+    """Something was asked for as the owner of a channel, which the asking shard is not any more.
+
+    :param holder: the incarnation of who owns it now; "" if nobody does.
+    :param epoch: of that owner, or of the last one.
+    :param is_unsure: an earlier try of the same publication may have been taken in time.
+    """
+
+    def __init__(self, channel: str, holder: str, epoch: int, is_unsure: bool = False) -> None:
+        super().__init__(channel, holder, epoch, is_unsure)
+        self.channel = channel
+        self.holder = holder
+        self.epoch = epoch
+        self.is_unsure = is_unsure
+
+    def __str__(self) -> str:
+        owner = (
+            f"shard {self.holder} owns {self.channel!r}" if self.holder else f"nobody owns {self.channel!r}"
+        )
+        unsure = "; an earlier try may have been taken" if self.is_unsure else ""
+        return f"{owner} now, epoch {self.epoch}{unsure}"
 
 
 class LeaseTaken(HubError):

@@ -24,6 +24,7 @@ from spread.hub.api import (
     Joined,
     Left,
     Load,
+    Ownership,
     Position,
     PresenceStats,
     Publication,
@@ -34,9 +35,10 @@ from spread.hub.api import (
     Stream,
     check_excluded,
 )
-from spread.hub.errors import HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
+from spread.hub.errors import Fenced, HubError, HubUnavailable, JournalFull, LeaseTaken, MessageTooLarge
 from spread.hub.memory_exchange import Exchange
 from spread.hub.memory_inbox import MemoryInbox
+from spread.hub.memory_owners import MemoryOwners
 from spread.hub.memory_presence import MemoryPresence, Untold
 from spread.hub.memory_questions import MemoryQuestions
 from spread.hub.process import is_gone
@@ -192,8 +194,7 @@ class MemoryHub:
             exclude=options.exclude,
         )
         if self.is_live:
-            counters.published += 1
-            return succeed(self._exchange.take(channel, publication, options))
+            return self._take(channel, publication, options)
         if counters.journal_publications >= self._exchange.max_waiting:
             counters.publish_failures += 1
             return fail(JournalFull(self.name, counters.journal_publications, counters.journal_bytes))
@@ -271,7 +272,7 @@ class MemoryHub:
         self._exchange.streams.remove(channel)
         return succeed(None)
 
-    # -- presence and questions ------------------------------------------------------------------------
+    # -- presence --------------------------------------------------------------------------------------
 
     def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
         """See ``api.Hub``."""
@@ -297,11 +298,62 @@ class MemoryHub:
             return fail(self._away())
         return succeed(use(self._exchange.presence))
 
+    # -- ownership, pulses, questions ------------------------------------------------------------------
+
+    def owner_of(self, channel: str) -> Deferred[Ownership | None]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.owner_of(channel))
+
+    def take(self, channel: str, over: Ownership | None = None) -> Deferred[Ownership]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.take(channel, self._shard.hex(), over))
+
+    def give_up(self, channel: str, ownership: Ownership) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.give_up(channel, ownership))
+
+    def save_state(
+        self, channel: str, ownership: Ownership, state: bytes, ttl_seconds: int
+    ) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.save(channel, ownership, state, ttl_seconds))
+
+    def load_state(self, channel: str) -> Deferred[bytes | None]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.load(channel))
+
+    def pulse(self, seconds: float) -> Deferred[frozenset[str]]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.pulse(self._shard.hex(), seconds))
+
+    def end_pulse(self) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._owned(lambda owners: owners.end_pulse(self._shard.hex()))
+
+    def _owned(self, use: Callable[[MemoryOwners], T]) -> Deferred[T]:
+        if not self.is_live:
+            return fail(self._away())
+        try:
+            return succeed(use(self._exchange.owners))
+        except HubError as error:
+            return fail(error)
+
     def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
         """See ``api.Hub``."""
         return self._questions.ask(question, shard)
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _take(
+        self, channel: str, publication: Publication, options: PublishOptions
+    ) -> Deferred[Position | None]:
+        try:
+            position = self._exchange.take(channel, publication, options)
+        except Fenced as error:
+            self.counters.publish_failures += 1
+            return fail(error)
+        self.counters.published += 1
+        return succeed(position)
 
     def _away(self) -> HubUnavailable:
         return HubUnavailable(self.name, "this shard is stopping" if self._is_stopped else "cut")
@@ -378,10 +430,9 @@ class MemoryHub:
         for channel, publication, options, result, timer in waiting:
             timer.cancel()
             self._forget(publication)
-            self.counters.published += 1
-            taken.append((result, self._exchange.take(channel, publication, options)))
+            taken.append((result, self._take(channel, publication, options)))
         # Last, since whoever is told may publish again, which must not overtake what waited.
         for channel, history, waiter in subscribed:
             waiter.callback(self.inbox.position(channel) if history is not None else None)
-        for result, position in taken:
-            result.callback(position)
+        for result, outcome in taken:
+            outcome.chainDeferred(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spread.hub.api import PLAIN, Event, Position, Publication, PublishOptions, ShardIdentity
+from spread.hub.memory_owners import MemoryOwners
 from spread.hub.memory_presence import MemoryPresence
 from spread.hub.memory_questions import Switchboard
 from spread.hub.memory_streams import Streams
@@ -34,6 +35,7 @@ class Exchange:
         self.hubs: list[MemoryHub] = []
         self.streams = Streams(clock)
         self.presence = MemoryPresence(clock)
+        self.owners = MemoryOwners(clock)
         self.switchboard = Switchboard(clock)
 
     def cut(self) -> None:
@@ -58,7 +60,11 @@ class Exchange:
         """Take a publication, keep it if it is to be kept, and bring it to every subscribed hub.
 
         While the exchange is cut it reaches nobody, as one that a shard publishes which still has its hub.
+
+        :raises Fenced: it has a fence, and that does not own the channel.
         """
+        if options.fence is not None and not self.streams.has_result(channel, options.idempotency_key):
+            self.owners.use(channel, options.fence)
         made, position = self.streams.publish(channel, publication, options)
         if made is not None:
             self.spread(channel, made)

@@ -81,6 +81,11 @@ class Streams:
             self._results[channel, options.idempotency_key] = (now + RESULT_SECONDS, position)
         return made, position
 
+    def has_result(self, channel: str, idempotency_key: str) -> bool:
+        """One with this key was published."""
+        self._forget_old()
+        return (channel, idempotency_key) in self._results
+
     def position(self, channel: str, history: History) -> Position:
         """The top; the epoch comes into being if there is none."""
         now = self._forget_old()

@@ -13,6 +13,7 @@ from spread.hub.api import (
     History,
     Joined,
     Left,
+    Ownership,
     Position,
     PresenceStats,
     PublishOptions,
@@ -85,5 +86,27 @@ class Refusing:
         return self._refuse()
 
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
+        """Refused."""
+        return self._refuse()
+
+    def owner_of(self, channel: str) -> Deferred[Ownership | None]:
+        """Refused."""
+        return self._refuse()
+
+    def take(self, channel: str, over: Ownership | None = None) -> Deferred[Ownership]:
+        """Refused."""
+        return self._refuse()
+
+    def give_up(self, channel: str, ownership: Ownership) -> Deferred[None]:
+        """Refused."""
+        return self._refuse()
+
+    def save_state(
+        self, channel: str, ownership: Ownership, state: bytes, ttl_seconds: int
+    ) -> Deferred[None]:
+        """Refused."""
+        return self._refuse()
+
+    def load_state(self, channel: str) -> Deferred[bytes | None]:
         """Refused."""
         return self._refuse()

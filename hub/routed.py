@@ -14,6 +14,7 @@ from spread.hub.api import (
     History,
     Joined,
     Left,
+    Ownership,
     Position,
     PresenceStats,
     PublishOptions,
@@ -84,6 +85,28 @@ class Routed(ABC):
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
         """See ``api.Channels``."""
         return self.at(channel).announce(channel, event)
+
+    def owner_of(self, channel: str) -> Deferred[Ownership | None]:
+        """See ``api.Channels``."""
+        return self.at(channel).owner_of(channel)
+
+    def take(self, channel: str, over: Ownership | None = None) -> Deferred[Ownership]:
+        """See ``api.Channels``."""
+        return self.at(channel).take(channel, over)
+
+    def give_up(self, channel: str, ownership: Ownership) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).give_up(channel, ownership)
+
+    def save_state(
+        self, channel: str, ownership: Ownership, state: bytes, ttl_seconds: int
+    ) -> Deferred[None]:
+        """See ``api.Channels``."""
+        return self.at(channel).save_state(channel, ownership, state, ttl_seconds)
+
+    def load_state(self, channel: str) -> Deferred[bytes | None]:
+        """See ``api.Channels``."""
+        return self.at(channel).load_state(channel)
 
 
 class Registered(Routed):
