@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from spread.client.bench.command import bench
+from spread.client.reload import reload
 from spread.client.tables.command import tables
 
 if TYPE_CHECKING:
@@ -473,6 +474,7 @@ def token(user: str, channel: str, ttl: int, info: Any, secret_file: Path | None
 
 
 spread.add_command(bench)
+spread.add_command(reload)
 spread.add_command(tables)
 
 
