@@ -51,6 +51,7 @@ from spread.hub.dialect import SHARDED
 from spread.hub.errors import HubError, HubUnavailable, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol, Handshake, Link, SubscriberProtocol
 from spread.hub.lives import Lives
+from spread.hub.owners import Pulses
 from spread.hub.publish import Journal
 from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
@@ -191,6 +192,7 @@ class ClusterHub(Registered):
         control = cast(Link, self._control)
         self.lives = Lives(reactor, control, self._tagged, incarnation, self.counters, _Channels(self.at))
         self._roster = Roster(reactor, control, self._tagged, self.lives.beaten)
+        self._pulses = Pulses(control, self._tagged, incarnation)
         self._questions = Questions(
             reactor,
             control,
@@ -508,6 +510,14 @@ class ClusterHub(Registered):
     def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
         """See ``api.Hub``."""
         return self._questions.ask(question, shard)
+
+    def pulse(self, seconds: float) -> Deferred[frozenset[str]]:
+        """See ``api.Hub``."""
+        return self._pulses.pulse(seconds)
+
+    def end_pulse(self) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._pulses.end_pulse()
 
     def pause(self) -> None:
         """See ``api.Hub``."""

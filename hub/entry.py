@@ -134,6 +134,10 @@ class Entry:
         """Its sequence; 0 while it has none."""
         return self.sequence
 
+    def is_told_again(self) -> bool:
+        """At a second try the script tells what became of the first."""
+        return self.options.history is not None or bool(self.options.idempotency_key)
+
     def is_kept(self) -> bool:
         """The server has it, and it is not acknowledged yet."""
         return self.state == KEPT

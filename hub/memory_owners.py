@@ -65,7 +65,7 @@ class MemoryOwners:
         :raises Fenced: it is over.
         """
         owner = self._owner(channel)
-        if owner is None or (owner.holder, owner.epoch) != (fence.holder, fence.epoch):
+        if owner is None or not owner.holder or (owner.holder, owner.epoch) != (fence.holder, fence.epoch):
             raise Fenced(channel, "" if owner is None else owner.holder, 0 if owner is None else owner.epoch)
         owner.until = self._clock.seconds() + OWNER_SECONDS
 

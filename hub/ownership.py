@@ -14,13 +14,16 @@ import msgspec
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-__all__ = ["MAX_STATE_BYTES", "OWNER_SECONDS", "Owned", "Ownership", "Pulsing"]
+__all__ = ["MAX_PULSE_SECONDS", "MAX_STATE_BYTES", "OWNER_SECONDS", "Owned", "Ownership", "Pulsing"]
 
 MAX_STATE_BYTES = 1 << 20
 """What ``Owned.save_state`` takes at most."""
 
 OWNER_SECONDS = 86400
 """How long an ownership, and the epoch of one that was given up, are remembered after the last use."""
+
+MAX_PULSE_SECONDS = 60.0
+"""What ``Pulsing.pulse`` may be given: a longer pulse is taken for one from before the clock was set back."""
 
 
 class Ownership(msgspec.Struct, frozen=True, gc=False):

@@ -67,7 +67,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Position, PublishOptions
+from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Ownership, Position, PublishOptions
 from spread.hub.entry import DONE, KEPT, SENT, WAITING, Entry, JournalLimits, Room
 from spread.hub.envelope import (
     KIND_JOINED,
@@ -81,6 +81,7 @@ from spread.hub.envelope import (
 from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
+from spread.hub.owners import REFUSED, fence_arguments, fenced
 from spread.hub.reactor import Clock, Timer
 from spread.hub.replicas import Replicas
 from spread.hub.scripts import script
@@ -174,8 +175,9 @@ class Journal:
     ) -> Deferred[Position | None]:
         """Publish to the Redis channel ``key``; fires when Redis has it, with its position if it is kept.
 
-        :param keys: with a history: meta, stream, and with an idempotency key the result. Without: the
-            result, with an idempotency key.
+        :param keys: with a history: meta and stream; with an idempotency key the result; with a fence the
+            owner.
+        :raises Fenced: as a failure, when the fence is not the owner.
         :raises JournalFull: as a failure, at once.
         :raises HubUnavailable: as a failure, at the deadline, when stopped, or when Redis has no room.
         :raises HubRefused: as a failure, when an ACL forbids it.
@@ -303,7 +305,7 @@ class Journal:
 
     def _is_elsewhere(self, entry: Entry, error: ReplyError) -> None:
         is_kept = entry.options.history is not None
-        if entry.is_unsure and not entry.keys:
+        if entry.is_unsure and not entry.is_told_again():
             self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             return
         self._counters.publish_retries += 1
@@ -368,6 +370,9 @@ class Journal:
         if entry.state == DONE:
             return
         if failure is None:
+            if entry.options.fence is not None and reply.startswith(REFUSED):
+                self._fail(entry, fenced(entry.key, reply, entry.is_unsure and not entry.is_told_again()))
+                return
             position = _position(reply) if entry.keys and reply else None
             if is_kept and self._limits.min_replicas:
                 entry.state = KEPT
@@ -384,7 +389,7 @@ class Journal:
             self._is_elsewhere(entry, error)
         elif isinstance(error, ReplyError) and (error.is_later or error.code in NOT_NOW):
             self._known_scripts.clear()
-            if entry.is_unsure and not entry.keys:
+            if entry.is_unsure and not entry.is_told_again():
                 self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             else:
                 entry.state = WAITING
@@ -451,7 +456,11 @@ class Journal:
             entry.meta,
             entry.options.delta,
         )
-        if entry.keys:
+        if entry.options.fence is not None:
+            run = self._script("publish_fenced")
+            rest = RESULT_SECONDS, self._publish_command, *fence_arguments(entry.options.fence)
+            connection.submit(entry, *run, len(entry.keys), *entry.keys, entry.key, message, *rest)
+        elif entry.keys:
             run = self._script("publish_once")
             arguments = entry.key, message, RESULT_SECONDS, *self._script_command
             connection.submit(entry, *run, 1, *entry.keys, *arguments)
@@ -499,8 +508,11 @@ class Journal:
             connection.generation,
             MAY_BE_LOST,
             0 if before is None else before.sequence,
-            *self._script_command,
+            *(self._script_command if options.fence is None else self._fenced_command(options.fence)),
         )
+
+    def _fenced_command(self, fence: Ownership) -> tuple[bytes, bytes, int]:
+        return self._publish_command, *fence_arguments(fence)
 
     def _script(self, name: str) -> tuple[bytes, bytes]:
         source, digest = script(name)

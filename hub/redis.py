@@ -30,6 +30,7 @@ from spread.hub.api import (
 from spread.hub.errors import LinkLost
 from spread.hub.link import Handshake
 from spread.hub.lives import Lives
+from spread.hub.owners import Pulses
 from spread.hub.questions import Questions
 from spread.hub.reactor import Clock, Endpoint
 from spread.hub.roster import Roster
@@ -118,6 +119,7 @@ class RedisHub(Registered):
             self.server.counters,
             roster=self.roster,
         )
+        self._pulses = Pulses(self.server.commands, settings.prefix, incarnation)
         self.server.commands_up = self._commands_up
         self.server.hearing_up = self._questions.link_up
         self.server.hearing_down = self._questions.link_down
@@ -203,6 +205,14 @@ class RedisHub(Registered):
     def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
         """See ``api.Hub``."""
         return self._questions.ask(question, shard)
+
+    def pulse(self, seconds: float) -> Deferred[frozenset[str]]:
+        """See ``api.Hub``."""
+        return self._pulses.pulse(seconds)
+
+    def end_pulse(self) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._pulses.end_pulse()
 
     # -- channels ----------------------------------------------------------------------------------------
 

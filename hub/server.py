@@ -21,6 +21,7 @@ from spread.hub.api import (
     HubCounters,
     Joined,
     Left,
+    Ownership,
     Position,
     PresenceStats,
     PublishOptions,
@@ -42,6 +43,7 @@ from spread.hub.history import Histories
 from spread.hub.keys import Keys
 from spread.hub.lineage import Lineage
 from spread.hub.link import CommandProtocol, Handshake, Link, LinkState, SubscriberProtocol
+from spread.hub.owners import Owners
 from spread.hub.presence import Presence
 from spread.hub.probe import Probe, probe_sender
 from spread.hub.publish import Journal, JournalLimits
@@ -149,6 +151,7 @@ class Server:
             reactor, self.name, shard, settings.journal, self.counters, dialect.publish, sequences
         )
         self.histories = Histories(self.commands, self._keys, self.counters)
+        self._owners = Owners(self.commands, self._keys, shard)
         self._presence = Presence(reactor, self.commands, settings.prefix, self.counters)
         self._pressure = pack(KIND_PRESSURE, 0, shard, 0, 0, b"")
         self._probe = Probe(
@@ -373,6 +376,8 @@ class Server:
             used = (keys.meta(channel), keys.stream(channel))
         if options.idempotency_key:
             used = (*used, keys.result(channel, options.idempotency_key))
+        if options.fence is not None:
+            used = (*used, keys.owner(channel))
         return self.journal.publish(keys.channel(channel), data, format, session, options, used)
 
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]:
@@ -433,6 +438,28 @@ class Server:
     def presence_stats(self, channel: str) -> Deferred[PresenceStats]:
         """See ``api.Hub``."""
         return self._presence.stats(channel)
+
+    def owner_of(self, channel: str) -> Deferred[Ownership | None]:
+        """See ``api.Hub``."""
+        return self._owners.owner_of(channel)
+
+    def take(self, channel: str, over: Ownership | None = None) -> Deferred[Ownership]:
+        """See ``api.Hub``."""
+        return self._owners.take(channel, over)
+
+    def give_up(self, channel: str, ownership: Ownership) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._owners.give_up(channel, ownership)
+
+    def save_state(
+        self, channel: str, ownership: Ownership, state: bytes, ttl_seconds: int
+    ) -> Deferred[None]:
+        """See ``api.Hub``."""
+        return self._owners.save_state(channel, ownership, state, ttl_seconds)
+
+    def load_state(self, channel: str) -> Deferred[bytes | None]:
+        """See ``api.Hub``."""
+        return self._owners.load_state(channel)
 
     def pause(self) -> None:
         """See ``api.Hub``."""

@@ -10,6 +10,8 @@ What belongs to the shard as a whole is wherever it can be:
     lease and roster    on every server. A number is claimed on all that answer, in their order, so that of
                         two claimants one meets the other; on those that come later as soon as they are
                         there. It is held as long as one server renews it
+    pulses              on every server; who lives by one of them does. One that has not answered in a quarter
+                        of a pulse's time is not waited for
     questions           go through the first server that is live
     the greeting's      of the first server; while that is away, of the next one, which goes on from where it
     counter             stands itself
@@ -269,12 +271,44 @@ class SeveralHub(Routed):
         """See ``api.Hub``, and the module."""
         return self._first().next_client()
 
+    def pulse(self, seconds: float) -> Deferred[frozenset[str]]:
+        """See ``api.Hub``, and the module."""
+        return Deferred.fromCoroutine(self._pulse(seconds))
+
+    async def _pulse(self, seconds: float) -> frozenset[str]:
+        asked = [hub.pulse(seconds) for hub in self._hubs]
+        for each in asked:
+            each.addTimeout(seconds / 4, cast(Any, self._reactor), _too_late(self.name))
+        outcomes = await DeferredList(asked, consumeErrors=True)
+        answers = [cast("frozenset[str]", outcome) for is_done, outcome in outcomes if is_done]
+        if not answers:
+            cast(Failure, outcomes[0][1]).raiseException()
+        return frozenset().union(*answers)
+
+    def end_pulse(self) -> Deferred[None]:
+        """See ``api.Hub``. Where it cannot be told the pulse runs out."""
+        return Deferred.fromCoroutine(self._end_pulse())
+
+    async def _end_pulse(self) -> None:
+        outcomes = await DeferredList([hub.end_pulse() for hub in self._hubs], consumeErrors=True)
+        if not any(is_done for is_done, _ in outcomes):
+            cast(Failure, outcomes[0][1]).raiseException()
+
     def ask(self, question: bytes, shard: str = "") -> Deferred[list[bytes]]:
         """See ``api.Hub``."""
         return self._first().ask(question, shard)
 
     def _first(self) -> RedisHub:
         return next((hub for hub in self._hubs if hub.is_live), self._hubs[0])
+
+
+def _too_late(hub: str) -> Callable[[Any, float], Any]:
+    def told(outcome: Any, seconds: float) -> Any:
+        if isinstance(outcome, Failure):
+            raise HubUnavailable(hub, f"no answer within {seconds:g} s")
+        return outcome
+
+    return told
 
 
 def _nothing(_: Any) -> None:

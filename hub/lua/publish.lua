@@ -1,5 +1,5 @@
 -- Number a publication, keep it in the channel's stream and bring it to the subscribers, in one step.
--- KEYS[1] meta   KEYS[2] stream   KEYS[3] result, only with an idempotency key
+-- KEYS[1] meta   KEYS[2] stream   then result, only with an idempotency key; owner, only with a fence
 -- ARGV[1] pub/sub channel   ARGV[2] head of the message   ARGV[3] its tail
 -- ARGV[4] publications to keep   ARGV[5] seconds to keep them   ARGV[6] seconds to keep the meta
 -- ARGV[7] sequence of the publishing shard
@@ -12,7 +12,9 @@
 -- ARGV[15] sequence of the one before it, of this shard in this channel, that was still on its way when this
 --   one was sent; 0 if there was none
 -- ARGV[16] the command that publishes, if it is not PUBLISH
--- Gives the position: offset, 16 digits, and epoch, 8 letters.
+-- ARGV[17] the fence: who must own the channel, 'HOLDER EPOCH'   ARGV[18] seconds to keep the owner, see owner.lua
+-- Gives the position: offset, 16 digits, and epoch, 8 letters. Or '!', the present owner, ' ' and its epoch if that
+-- is not the fence; nothing is done then.
 -- Fails with OVERTAKES if the one before it was not taken, and with UNDECIDED if nobody can tell any more
 -- whether the earlier try was; nothing is done then.
 --
@@ -25,6 +27,8 @@ local ORIGINS = 64
 -- Publications looked through, newest first, for one that was taken before the last of its shard.
 local SEARCHED, STEP = 64, 8
 
+local owner_key = ARGV[17] and KEYS[#KEYS]
+local result_key = KEYS[3] ~= owner_key and KEYS[3]
 local meta, stream, head, generation, earlier = KEYS[1], KEYS[2], ARGV[2], ARGV[13] or ''
 if string.sub(generation, 1, 1) == '@' then
   -- A generation that is none of the earlier ones was another group's, from which the channel has moved here.
@@ -91,13 +95,13 @@ local function find(from)
   return nil
 end
 
-if KEYS[3] then
-  local result = redis.call('GET', KEYS[3])
+if result_key then
+  local result = redis.call('GET', result_key)
   if result then
     if epoch and last >= before then
       remember(tonumber(string.sub(result, 1, 16)) or 0, {})
     else
-      redis.call('EXPIRE', KEYS[3], ARGV[11])
+      redis.call('EXPIRE', result_key, ARGV[11])
     end
     return result
   end
@@ -141,6 +145,15 @@ if ARGV[8] ~= '0' then
   end
 end
 
+-- Only now: what was taken in time stays taken.
+if owner_key then
+  local owner = redis.call('HMGET', owner_key, 'h', 'e')
+  if not owner[1] or owner[1] .. ' ' .. owner[2] ~= ARGV[17] then
+    return '!' .. (owner[1] or '') .. ' ' .. (owner[2] or '0')
+  end
+  redis.call('EXPIRE', owner_key, ARGV[18])
+end
+
 if last < before then
   return redis.error_reply('OVERTAKES what was sent before it was not taken')
 end
@@ -165,8 +178,8 @@ if ARGV[9] ~= '' then
     if new <= old then
       remember(top, {})
       redis.call('EXPIRE', meta, ARGV[6])
-      if KEYS[3] then
-        redis.call('SET', KEYS[3], position(top), 'EX', ARGV[11])
+      if result_key then
+        redis.call('SET', result_key, position(top), 'EX', ARGV[11])
       end
       return position(top)
     end
@@ -195,7 +208,7 @@ fields[#fields + 1], fields[#fields + 2] = 's', number
 remember(offset, fields)
 redis.call('EXPIRE', meta, ARGV[6])
 redis.call(ARGV[16] or 'PUBLISH', ARGV[1], message)
-if KEYS[3] then
-  redis.call('SET', KEYS[3], here, 'EX', ARGV[11])
+if result_key then
+  redis.call('SET', result_key, here, 'EX', ARGV[11])
 end
 return here

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from twisted.trial.unittest import TestCase
 
 from spread.hub.cluster import ClusterHub
+from spread.hub.errors import HubRefused
 from spread.hub.link import SubscriberProtocol
 from tests.hub.backends import OnCluster
 from tests.hub.clusters import ValkeyCluster
 from tests.hub.conformance import AwayConformance, HubConformance
 from tests.hub.shards import Shard, eventually
 from tests.hub.stream_conformance import StreamAwayConformance, StreamConformance
+from tests.hub.test_ownership import OwnershipConformance
 from tests.hub.test_presence import PresenceAway, PresenceConformance
 from tests.hub.test_questions import QuestionsAway
 
@@ -71,3 +73,12 @@ class Presence(OnCluster, PresenceConformance, PresenceAway, TestCase):
 class Questions(OnCluster, QuestionsAway, TestCase):
     timeout = 60
     cluster = CLUSTER
+
+
+class Owners(OnCluster, OwnershipConformance, TestCase):
+    timeout = 30
+    cluster = CLUSTER
+
+    async def test_a_name_that_no_channel_of_a_cluster_has(self) -> None:
+        shard = await self.shard()
+        await self.assertFailure(shard.hub.take("}x"), HubRefused)

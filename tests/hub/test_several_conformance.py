@@ -12,6 +12,7 @@ from tests.hub.backends import OnSeveral
 from tests.hub.conformance import AwayConformance, HubConformance
 from tests.hub.shards import Shard, deafened, eventually
 from tests.hub.stream_conformance import StreamAwayConformance, StreamConformance
+from tests.hub.test_ownership import OwnershipConformance
 from tests.hub.test_presence import PresenceAway, PresenceConformance
 from tests.hub.test_questions import QuestionsAway
 
@@ -55,3 +56,7 @@ class Presence(OnSeveral, PresenceConformance, PresenceAway, TestCase):
 
 class Questions(OnSeveral, QuestionsAway, TestCase):
     timeout = 60
+
+
+class Owners(OnSeveral, OwnershipConformance, TestCase):
+    timeout = 30
