@@ -1,5 +1,5 @@
 -- Number a publication, keep it in the channel's stream and bring it to the subscribers, in one step.
--- KEYS[1] meta   KEYS[2] stream   then result, only with an idempotency key; owner, only with a fence
+-- KEYS[1] meta   KEYS[2] stream   KEYS[3] result, only with an idempotency key; the last one, only with a fence: owner
 -- ARGV[1] pub/sub channel   ARGV[2] head of the message   ARGV[3] its tail
 -- ARGV[4] publications to keep   ARGV[5] seconds to keep them   ARGV[6] seconds to keep the meta
 -- ARGV[7] sequence of the publishing shard

@@ -1,5 +1,5 @@
 -- Publish without keeping, if the channel's owner is the one that publishes; once with an idempotency key.
--- KEYS: result, only with an idempotency key; owner, see owner.lua
+-- KEYS[1] result, only with an idempotency key; the last one, KEYS[2] then: owner, see owner.lua
 -- ARGV[1] pub/sub channel   ARGV[2] message   ARGV[3] seconds to keep the result
 -- ARGV[4] the command that publishes   ARGV[5] 'HOLDER EPOCH'   ARGV[6] seconds to keep the owner
 -- Gives '', with a key the position of the first publication; or '!', the present owner, ' ' and the epoch.

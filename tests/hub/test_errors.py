@@ -6,6 +6,7 @@ import pytest
 
 from spread.hub import errors
 from spread.hub.errors import (
+    Fenced,
     HubError,
     HubMisconfigured,
     HubRefused,
@@ -26,9 +27,15 @@ EACH = [
     (HubMisconfigured("no such file"), "no such file"),
     (ReplyError("ERR syntax error"), "ERR syntax error"),
     (MessageTooLarge(5, 4), "a publication of 5 bytes is above the maximum of 4"),
+    (Fenced("match:7", "aa", 3), "shard aa owns 'match:7' now, epoch 3"),
     (LeaseTaken(3, "h", 42), "shard 3 is already running: process 42 on host h"),
     (ShardUnknown("aa"), "no live shard is 'aa'"),
 ]
+
+
+def test_one_that_nobody_owns_and_whose_first_try_is_unsure() -> None:
+    said = str(Fenced("a", "", 3, is_unsure=True))
+    assert said == "nobody owns 'a' now, epoch 3; an earlier try may have been taken"
 
 
 @pytest.mark.parametrize(("error", "sentence"), EACH, ids=lambda value: type(value).__name__)
