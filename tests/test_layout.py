@@ -39,8 +39,8 @@ LEFT_BEHIND = {"build", "dist", "htmlcov", "spread_node.egg-info", "_trial_temp"
 COMPOSITION = {"node/cli.py", "node/shard.py", "node/hubs.py"}
 """Where the parts of a shard are put together, and implementations may be named."""
 
-PROMISES = {"spread.hub.api", "spread.hub.errors", "spread.hub.reactor"}
-"""What the rest of a shard knows of the hub."""
+PROMISES = {"spread.hub.api", "spread.hub.errors", "spread.hub.reactor", "spread.hub.rendezvous"}
+"""What the rest of a shard knows of the hub; the last is pure, and all shards agree on it."""
 
 SANS_IO = [
     "spread.hub.address",
