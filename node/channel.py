@@ -506,6 +506,17 @@ class Channels:
         for channel in list(self._by_name.values()):
             channel.look(self.sight_of(channel.name))
 
+    def set_view(self, number: int, name: str, view: Hashable | None) -> None:
+        """Let the session of this number see a channel with another view; see ``Channel.set_view``. Does
+        nothing if it is no member of it.
+
+        :raises TypeError: this is no key of a dictionary.
+        """
+        channel = self._by_name.get(name)
+        member = None if channel is None else channel.members.get(number)
+        if channel is not None and member is not None:
+            channel.set_view(member, view)
+
     def sight_of(self, name: str) -> Sight | None:
         """What the app makes of the publications of a channel, whether it has members here or not."""
         if self._lens is None:

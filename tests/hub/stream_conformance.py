@@ -98,26 +98,28 @@ class StreamConformance(_Cases):
                 PublishOptions(history=history, tags=tags, delta=True),
                 PublishOptions(history=history, info=BOB, tags=tags),
                 PublishOptions(history=history, delta=True),
+                PublishOptions(history=history, info=ANN, exclude=("one", "two")),
                 PublishOptions(history=history),
             ):
                 await hub.publish("a", b"{}", Format.JSON, 2**64 - 1, options)
-        await listener.hears("a", [b"{}"] * 10)
+        await listener.hears("a", [b"{}"] * 12)
         heard = [publication for _, publication in listener.receiver.publications]
-        carried = [(each.info, each.tags, each.delta) for each in heard]
+        carried = [(each.info, each.tags, each.delta, each.exclude) for each in heard]
         expected = [
-            (ANN, None, False),
-            (None, tags, True),
-            (BOB, tags, False),
-            (None, None, True),
-            (None, None, False),
+            (ANN, None, False, ()),
+            (None, tags, True, ()),
+            (BOB, tags, False, ()),
+            (None, None, True, ()),
+            (ANN, None, False, ("one", "two")),
+            (None, None, False, ()),
         ]
         self.assertEqual(carried, expected * 2)
-        self.assertEqual([each.offset for each in heard], [0] * 5 + [1, 2, 3, 4, 5])
+        self.assertEqual([each.offset for each in heard], [0] * 6 + [1, 2, 3, 4, 5, 6])
         self.assertEqual({each.session for each in heard}, {2**64 - 1})
         self.assertEqual({each.format for each in heard}, {Format.JSON})
         self.assertEqual({each.shard for each in heard}, {bytes.fromhex(speaker.identity.incarnation)})
         stream = await hub.history("a", KEPT, limit=-1)
-        self.assertEqual(stream.publications, heard[5:], "history gives the same as was heard")
+        self.assertEqual(stream.publications, heard[6:], "history gives the same as was heard")
 
     async def test_kept_payloads_pass_unchanged(self) -> None:
         speaker, listener = await self.shard(), await self.shard("a")

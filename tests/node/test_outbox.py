@@ -510,3 +510,118 @@ def test_who_takes_nothing_is_not_waited_for_for_ever() -> None:
     desk.transport.drain(room=61)
     desk.outbox.write(b"x" * 60)
     assert desk.cork.behind == [desk.outbox]
+
+
+# --- only the latest of a key -------------------------------------------------------------------------
+
+
+def test_who_reads_on_gets_all_of_a_key() -> None:
+    desk = Desk()
+    for frame in (b"a1 ", b"a2 "):
+        assert not desk.outbox.write_latest(frame, "a")
+    desk.turn()
+    assert not desk.outbox.write_latest(b"a3 ", "a")
+    desk.turn()
+    assert desk.transport.taken == b"a1 a2 a3 "
+
+
+def test_what_waits_is_replaced_at_the_place_of_the_newer() -> None:
+    desk = Desk(room=1)
+    desk.outbox.write_latest(b"a1 ", "a")
+    desk.turn()
+    assert not desk.outbox.write_latest(b"a2 ", "a"), "the kernel has a part of the first"
+    assert not desk.outbox.write_latest(b"b1 ", "b")
+    desk.outbox.write(b"plain ")
+    assert desk.outbox.write_latest(b"a3.. ", "a")
+    assert desk.outbox.waiting_bytes == len(b"1 b1 plain a3.. ")
+    desk.transport.drain()
+    assert desk.transport.taken == b"a1 b1 plain a3.. "
+    assert desk.outbox.waiting_bytes == 0
+
+
+def test_a_key_is_found_when_frames_before_it_were_sent() -> None:
+    desk = Desk(room=0, limit_bytes=1 << 22)
+    desk.outbox.write(b"x" * CHUNK_BYTES * 2)
+    desk.turn()
+    for number in range(3):
+        desk.outbox.write(b"%d" % number * CHUNK_BYTES)
+    desk.outbox.write_latest(b"a1", "a")
+    desk.transport.drain(room=CHUNK_BYTES * 3 + 1)
+    assert desk.outbox.write_latest(b"a2", "a")
+    desk.transport.drain()
+    assert desk.transport.taken[-CHUNK_BYTES - 2 :] == b"2" * CHUNK_BYTES + b"a2"
+    assert len(desk.transport.taken) == CHUNK_BYTES * 5 + 2
+    assert desk.outbox.waiting_bytes == 0
+
+
+def test_a_client_that_takes_nothing_costs_no_more_for_keys_than_there_are() -> None:
+    desk = Desk(room=0, limit_bytes=1 << 10)
+    desk.outbox.write(b"x")
+    desk.turn()
+    for number in range(10_000):
+        desk.outbox.write_latest(b"%5d" % number, number % 3)
+    assert desk.events == []
+    assert desk.outbox.waiting_bytes == 1 + 3 * 5
+    assert len(desk.outbox._frames) < 200
+    desk.transport.drain()
+    assert desk.transport.taken == b"x 9997 9998 9999"
+
+
+def test_keys_of_frames_that_were_sent_are_forgotten() -> None:
+    desk = Desk(room=0)
+    desk.outbox.write(b"x")
+    desk.turn()
+    for number in range(5_000):
+        desk.outbox.write_latest(b"%d," % number, number)
+        if number % 10 == 9:
+            desk.transport.drain(room=1 << 20)
+            desk.transport.drain(room=0)
+            desk.outbox.write(b"x")
+            desk.turn()
+    assert desk.outbox._latest is None or len(desk.outbox._latest._at) < 200
+
+
+def test_nothing_is_replaced_behind_last_words_or_after_an_overflow() -> None:
+    desk = Desk(room=0, limit_bytes=100)
+    desk.outbox.write(b"x")
+    desk.turn()
+    desk.outbox.write_latest(b"a1", "a")
+    desk.close()
+    assert not desk.outbox.write_latest(b"a2", "a")
+    desk.transport.drain()
+    assert (desk.transport.taken, desk.events) == (b"xa1", ["finished"])
+    over = Desk(room=0, limit_bytes=10)
+    over.outbox.write(b"x")
+    over.turn()
+    over.outbox.write_latest(b"a1", "a")
+    over.outbox.write(b"y" * 20)
+    assert over.events == ["overflowed"]
+    assert not over.outbox.write_latest(b"a2", "a")
+    assert over.outbox.waiting_bytes == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("wlld"), st.integers(0, 3), st.integers(1, 9)), max_size=60))
+def test_what_a_client_gets_ends_with_the_latest_of_each_key(steps: list[tuple[str, int, int]]) -> None:
+    desk = Desk(room=0)
+    desk.outbox.write(b"-;")
+    desk.turn()
+    newest: dict[int, int] = {}
+    plain: list[int] = []
+    for number, (step, key, room) in enumerate(steps):
+        if step == "w":
+            desk.outbox.write(b"p:%d;" % number)
+            plain.append(number)
+        elif step == "l":
+            desk.outbox.write_latest(b"%d:%d;" % (key, number), key)
+            newest[key] = number
+        else:
+            desk.transport.drain(room)
+            desk.turn()
+    desk.transport.drain()
+    desk.turn()
+    heard = [part.split(":") for part in desk.transport.taken.decode().split(";")[1:-1]]
+    numbers = [int(number) for _, number in heard]
+    assert numbers == sorted(set(numbers)), "in order, and nothing twice"
+    assert [int(number) for kind, number in heard if kind == "p"] == plain
+    assert {int(kind): int(number) for kind, number in heard if kind != "p"} == newest
+    assert desk.outbox.waiting_bytes == 0
