@@ -383,7 +383,11 @@ def _limits(settings: Settings, admission: Admission) -> dict[str, float]:
         "node.inbox_max_bytes": node.inbox_max_bytes,
         "hub.journal_max_bytes": hub.journal_max_bytes,
         "hub.journal_max_publications": hub.journal_max_publications,
-        "app.tables_max_bytes": settings.app.tables_max_bytes,
+        **{
+            f"app.{name}": getattr(settings.app, name)
+            for name in settings.app.__struct_fields__
+            if "max_" in name
+        },
         "text.message_max_bytes": text.message_max_bytes,
         "text.max_messages_per_second": text.max_messages_per_second,
         "text.max_unacknowledged": text.max_unacknowledged,

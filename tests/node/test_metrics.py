@@ -56,6 +56,7 @@ def test_gauges_and_counters() -> None:
     ours = {name: family for name, family in families.items() if name.startswith("spread_")}
     gauges = {name for name, family in ours.items() if family.type == "gauge"}
     assert gauges == {
+        "spread_tables_bytes",
         "spread_clients",
         "spread_inbox_bytes",
         "spread_limit",

@@ -170,7 +170,7 @@ class Running(ShardCase):
         settings: Any = running.shard._settings
         limits = {
             f"{section}.{name}"
-            for section in ("node", "hub", "text")
+            for section in ("node", "hub", "text", "app")
             for name in type(getattr(settings, section)).__struct_fields__
             if "max_" in name
         }
