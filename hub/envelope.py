@@ -219,5 +219,5 @@ def _unpack_flagged(message: bytes, format_: int, flags: int, shard: bytes, sess
                 tags = tags.copy()
     except (ValueError, struct.error, msgspec.MsgspecError) as error:
         raise MalformedEnvelope(str(error)) from error
-    delta = bool(flags & _DELTA)
+    delta = flags & _DELTA != 0
     return Publication(message[at:], format_, shard, session, offset, epoch, info, tags, delta, exclude)

@@ -277,7 +277,7 @@ class Channel:
         count = len(publications)
         counters.spread += count
         counters.deliveries += count * (len(self.members) - (sender is not None))
-        groups = self.groups()
+        groups = self._groups or self.groups()  # without the call: 40 ns
         previous = self.previous
         if self._delta_members:
             self.previous = publication
