@@ -90,7 +90,7 @@ class Owners:
         if len(state) > MAX_STATE_BYTES:
             return fail(MessageTooLarge(len(state), MAX_STATE_BYTES))
         keys = [self._keys.owner(channel), self._keys.state(channel)]
-        arguments = [*fence_arguments(ownership), state, ttl_seconds]
+        arguments: list[bytes | int] = [*fence_arguments(ownership), state, ttl_seconds]
         saved = _ask(self._link, lambda connection: run_script(connection, "save_state", keys, arguments))
         return saved.addCallback(_check_saved, keys[0])
 
@@ -121,7 +121,7 @@ class Pulses:
 
         :raises HubRefused: (as a failure, here and below) an ACL forbids it.
         """
-        arguments = [self._incarnation, int(seconds * 1000), int(MAX_PULSE_SECONDS * 1000)]
+        arguments: list[bytes | int] = [self._incarnation, int(seconds * 1000), int(MAX_PULSE_SECONDS * 1000)]
         alive = _ask(self._link, lambda connection: run_script(connection, "pulse", [self._key], arguments))
         return alive.addCallback(lambda reply: frozenset(each.decode() for each in reply))
 

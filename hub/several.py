@@ -280,7 +280,7 @@ class SeveralHub(Routed):
         for each in asked:
             each.addTimeout(seconds / 4, cast(Any, self._reactor), _too_late(self.name))
         outcomes = await DeferredList(asked, consumeErrors=True)
-        answers = [cast("frozenset[str]", outcome) for is_done, outcome in outcomes if is_done]
+        answers = [outcome for is_done, outcome in outcomes if is_done]
         if not answers:
             cast(Failure, outcomes[0][1]).raiseException()
         return frozenset().union(*answers)

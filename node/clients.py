@@ -15,12 +15,12 @@ from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from spread.hub.api import Position
 from spread.node import codes
 from spread.node.auth.tokens import Overrides
 from spread.node.codec import Codec
 from spread.node.control import Control, SubscribeOptions
 from spread.node.cork import Cork
-from spread.node.encoders import data_for
 from spread.node.limits import Admission, Rate
 from spread.node.namespaces import ChannelOptions
 from spread.node.outbox import Outbox
@@ -28,9 +28,10 @@ from spread.node.pattern import matching
 from spread.node.session.centrifuge import CentrifugeSession, SessionState
 from spread.node.session.commands import run
 from spread.node.session.contract import Edge, Visit
+from spread.node.session.logic import Party
 from spread.node.session.shared import Account, Refused, Shared
 from spread.node.session.subscribing import Grant, announce_join, prepare
-from spread.node.wire.messages import Message, Refresh, Subscribe, SubscribeRequest
+from spread.node.wire.messages import Refresh, Subscribe, SubscribeRequest
 
 if TYPE_CHECKING:
     from spread.hub.reactor import Clock
@@ -69,6 +70,8 @@ class Clients:
         self._by_user: dict[str, dict[int, CentrifugeSession]] = {}
         self.by_client: dict[str, CentrifugeSession] = {}
         """By the client's id."""
+        self.others: dict[str, Party] = {}
+        """Clients of other protocols that the team's code knows, by id."""
         self._by_secret: dict[str, CentrifugeSession] = {}
         self._user_rates: dict[str, Rate] = {}
         self._connect_rate: Rate | None = None
@@ -251,32 +254,6 @@ class Clients:
         if of_channel is None:
             return succeed(0)
         limit = self.shared.client.channel_limit
-        working = [
-            self._begin(one, channel, of_channel, options)
-            for one in self._of(user, client, session)
-            if channel not in one.subscriptions
-            and channel not in one.subscribing
-            and len(one.subscriptions) + len(one.subscribing) < limit
-        ]
-        return gatherResults(working, consumeErrors=True).addCallbacks(sum, _first_reason)
-
-    def _begin(
-        self, session: CentrifugeSession, channel: str, of_channel: ChannelOptions, options: SubscribeOptions
-    ) -> Deferred[int]:
-        session.subscribing[channel] = True
-
-        def over(outcome: Any) -> Any:
-            del session.subscribing[channel]
-            return outcome
-
-        working = Deferred.fromCoroutine(self._subscribe(session, channel, of_channel, options))
-        return session.with_deadline(working).addBoth(over)
-
-    async def _subscribe(
-        self, session: CentrifugeSession, channel: str, of_channel: ChannelOptions, options: SubscribeOptions
-    ) -> int:
-        shared = self.shared
-        since = options.recover_since
         override = options.override
         grant = Grant(
             overrides=Overrides(
@@ -290,6 +267,56 @@ class Clients:
             data=options.data,
             expire_at=options.expire_at,
         )
+        working = [
+            self._begin(one, channel, of_channel, grant, options.recover_since)
+            for one in self._of(user, client, session)
+            if channel not in one.subscriptions
+            and channel not in one.subscribing
+            and len(one.subscriptions) + len(one.subscribing) < limit
+        ]
+        return gatherResults(working, consumeErrors=True).addCallbacks(sum, _first_reason)
+
+    def bring(self, session: Account, channel: str, grant: Grant) -> Deferred[int]:
+        """See ``shared.Registry``."""
+        assert isinstance(session, CentrifugeSession)
+        namespaces = self.shared.namespaces
+        of_channel = None if namespaces.is_too_long(channel) else namespaces.options(channel)
+        if (
+            of_channel is None
+            or not session.is_connected
+            or channel in session.subscriptions
+            or channel in session.subscribing
+            or len(session.subscriptions) + len(session.subscribing) >= self.shared.client.channel_limit
+        ):
+            return succeed(0)
+        return self._begin(session, channel, of_channel, grant, None)
+
+    def _begin(
+        self,
+        session: CentrifugeSession,
+        channel: str,
+        of_channel: ChannelOptions,
+        grant: Grant,
+        since: Position | None,
+    ) -> Deferred[int]:
+        session.subscribing[channel] = True
+
+        def over(outcome: Any) -> Any:
+            del session.subscribing[channel]
+            return outcome
+
+        working = Deferred.fromCoroutine(self._subscribe(session, channel, of_channel, grant, since))
+        return session.with_deadline(working).addBoth(over)
+
+    async def _subscribe(
+        self,
+        session: CentrifugeSession,
+        channel: str,
+        of_channel: ChannelOptions,
+        grant: Grant,
+        since: Position | None,
+    ) -> int:
+        shared = self.shared
         request = SubscribeRequest(
             channel=channel,
             recover=since is not None,
@@ -318,6 +345,8 @@ class Clients:
         for publication in result.publications:
             session.push(channel, publication)
         announce_join(shared, subscription)
+        if shared.logic is not None:
+            shared.logic.subscribed(session, channel)
         return 1
 
     def refresh(
@@ -356,22 +385,13 @@ class Clients:
     def send(self, user: str, client: str, data: bytes) -> int:
         """See ``control.Clients``."""
         if not client:
-            return self._message(self._of(user, "", ""), data)
-        found = self.by_client.get(client)
-        return self._message([] if found is None else [found], data)
+            return sum(one.tell(data) for one in self._of(user, "", ""))
+        found = self.by_client.get(client) or self.others.get(client)
+        return 0 if found is None else int(found.tell(data))
 
     def send_all(self, data: bytes) -> int:
         """See ``control.Clients``."""
-        return self._message(list(self.sessions.values()), data)
-
-    def _message(self, sessions: list[CentrifugeSession], data: bytes) -> int:
-        sent = 0
-        for one in sessions:
-            carried = data_for(one.codec, data)
-            if carried and one.is_connected:
-                one.push("", Message(carried))
-                sent += 1
-        return sent
+        return sum(one.tell(data) for one in [*self.sessions.values(), *self.others.values()])
 
     # -- the shard ---------------------------------------------------------------------------------------
 

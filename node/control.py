@@ -62,7 +62,7 @@ hub carries, so that the asker learns what is wrong."""
 T = TypeVar("T")
 
 RelayHandler: TypeAlias = Callable[[str, bytes], "Deferred[bytes] | bytes"]
-"""Given the incarnation of the asking shard and the body, gives the answer. Its failure fails the question."""
+"""Given the incarnation of the asking shard and the body, gives the answer. A failure fails the question."""
 
 
 class ControlFailed(Exception):

@@ -1,12 +1,13 @@
 """``App``: what a team subclasses. Hooks that the shard calls, and what an app can do.
 
 Hooks do nothing here, and one that a subclass does not have costs nothing. Each may return its answer, a
-Deferred of it, or be ``async def``. What one raises but ``Refuse`` and ``Disconnect``, and one that does not answer
-within ``app.hook_seconds``, is logged, counted, and answered as error 100; it is nobody else's concern.
+Deferred of it, or be ``async def``. What one raises but ``Refuse`` and ``Disconnect``, and one that does
+not answer within ``app.hook_seconds``, is logged, counted, and answered as error 100; it is nobody else's
+concern.
 
 An app is made once for each version of its code on each shard. It runs, that is its hooks are called, from
-``starting``, or from the moment when it takes over from the version before it, which calls ``import_state`` and not
-``starting``.
+``starting``, or from the moment when it takes over from the version before it, which calls ``import_state``
+and not ``starting``.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class App:
 
     log = Logger("spread.app")
 
-    # -- hooks: the shard ---------------------------------------------------------------------------------------
+    # -- hooks: the shard -----------------------------------------------------------------------------------
 
     def starting(self) -> Any:
         """The shard has its number, and takes clients when this is done. What it raises ends the shard."""
@@ -59,7 +60,8 @@ class App:
         """The shard is about to stop; clients are still there."""
 
     def check(self) -> Any:
-        """Asked before the app may run, also by ``--check``: what it raises, or ``False``, says that it must not."""
+        """Asked before the app may run, also by ``--check``: what it raises, or ``False``, says that it
+        must not."""
 
     def export_state(self) -> Any:
         """Plain data for the next version of the app, whose ``import_state`` gets it in the same turn."""
@@ -68,7 +70,7 @@ class App:
     def import_state(self, state: Any) -> Any:
         """Take over what the version before this has exported."""
 
-    # -- hooks: clients ------------------------------------------------------------------------------------------
+    # -- hooks: clients -------------------------------------------------------------------------------------
 
     def connecting(self, client: Client) -> Any:
         """Who is it? ``client.user`` is what its token says, "" without one.
@@ -99,7 +101,8 @@ class App:
     def publishing(self, client: Client, channel: str, data: Any) -> Any:
         """A client, which may, publishes this.
 
-        :param data: a JSON value; the text of a line for a client of the text protocol; bytes if it is neither.
+        :param data: a JSON value; the text of a line for a client of the text protocol; bytes if it is
+            neither.
         :returns: the data to publish, the same or other; or ``DROP``.
         """
         return data
@@ -107,7 +110,7 @@ class App:
     def message(self, client: Client, data: Any) -> Any:
         """A client has sent this to the server. Nobody answers."""
 
-    # -- hooks: channels -----------------------------------------------------------------------------------------
+    # -- hooks: channels ------------------------------------------------------------------------------------
 
     def occupied(self, channel: str) -> Any:
         """Somebody is in this channel, anywhere in the cluster. Told on one shard, at least once."""
@@ -116,20 +119,21 @@ class App:
         """Nobody is in there any more."""
 
     def view(self, client: Client, channel: str) -> Hashable | None:
-        """How does it see this channel? Asked when it comes in; ``client.set_view`` changes it. Answers at once."""
+        """How does it see this channel? Asked when it comes in; ``client.set_view`` changes it. Answers at
+        once."""
         return None
 
     def see(self, channel: str, key: Any, data: Any) -> Any:
-        """What those with the view ``key`` get of a publication; ``None``: nothing. Asked once for all of them on
-        a shard. Answers at once."""
+        """What those with the view ``key`` get of a publication; ``None``: nothing. Asked once for all of
+        them on a shard. Answers at once."""
         return data
 
     def latest(self, channel: str, data: Any) -> Hashable | None:
-        """Of what is this publication the newest state? A slow client gets only the newest of each key. ``None``:
-        it is no state. Answers at once."""
+        """Of what is this publication the newest state? A slow client gets only the newest of each key.
+        ``None``: it is no state. Answers at once."""
         return None
 
-    # -- where it is ---------------------------------------------------------------------------------------------
+    # -- where it is ----------------------------------------------------------------------------------------
 
     @property
     def shard(self) -> int:
@@ -147,7 +151,7 @@ class App:
             raise RuntimeError("this app is in no shard")
         return self._host
 
-    # -- what it can do: channels --------------------------------------------------------------------------------
+    # -- what it can do: channels ---------------------------------------------------------------------------
 
     def publish(
         self,
@@ -191,7 +195,7 @@ class App:
         """How many are in a channel: ``num_clients`` and ``num_users``."""
         return self._does.presence_stats(channel)
 
-    # -- what it can do: clients, on any shard -------------------------------------------------------------------
+    # -- what it can do: clients, on any shard --------------------------------------------------------------
 
     def send(self, data: Any, *, user: str | None = None, client: str = "") -> Deferred[int]:
         """Tell a client, or all connections of a user, something in no channel. Gives how many there are.
@@ -205,7 +209,8 @@ class App:
         return self._does.send_all(data)
 
     def publish_user(self, user: str, data: Any) -> Deferred[Any]:
-        """Publish to a user's personal channel, if there are such; else ``send`` to all of the user's connections."""
+        """Publish to a user's personal channel, if there are such; else ``send`` to all of the user's
+        connections."""
         return self._does.publish_user(user, data)
 
     def subscribe(
@@ -229,7 +234,7 @@ class App:
         """End the connections of a user; see ``Disconnect``."""
         return self._does.disconnect(user, code, reason, client)
 
-    # -- what it can do: time ------------------------------------------------------------------------------------
+    # -- what it can do: time -------------------------------------------------------------------------------
 
     def every(self, seconds: float, method: Callable[[], Any]) -> Handle:
         """Call a method again and again. A method of the app's goes on, over updates, as that of the new one.
@@ -243,7 +248,7 @@ class App:
         """Call a method once; likewise."""
         return self._does.timers.later(self, seconds, method, args)
 
-    # -- what it can do: other shards ----------------------------------------------------------------------------
+    # -- what it can do: other shards -----------------------------------------------------------------------
 
     def call_shard(self, shard: int | None, method: str, data: Any = None) -> Deferred[Any]:
         """Call a method marked ``@remote`` of the app on another shard, or this one.
@@ -255,4 +260,4 @@ class App:
 
     def call(self, channel: str, command: str, data: Any = None) -> Deferred[Any]:
         """Call a command of the object that a channel has, on whatever shard it is."""
-        return self._does.call(channel, command, data)
+        return self._does.call_owner(channel, command, data)

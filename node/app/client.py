@@ -77,8 +77,8 @@ class Client:
     def send(self, data: Any) -> bool:
         """Tell it something, in no channel. ``False``: it has gone.
 
-        :param data: a JSON value, or bytes for a client of the Protobuf protocol. A client of the text protocol
-            gets a line: a text as it is, anything else as JSON.
+        :param data: a JSON value, or bytes for a client of the Protobuf protocol. A client of the text
+            protocol gets a line: a text as it is, anything else as JSON.
         """
         return self._party.tell(encoded(data, "client.send"))
 

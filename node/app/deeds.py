@@ -57,7 +57,7 @@ class Deeds:
             raise RuntimeError("this shard has no number yet")
         return number
 
-    # -- channels ---------------------------------------------------------------------------------------------
+    # -- channels -------------------------------------------------------------------------------------------
 
     def _options(self, channel: str) -> ChannelOptions:
         if not channel or self._namespaces.is_too_long(channel):
@@ -123,7 +123,7 @@ class Deeds:
         self._options(channel)
         return self._hub.presence_stats(channel)
 
-    # -- clients ----------------------------------------------------------------------------------------------
+    # -- clients --------------------------------------------------------------------------------------------
 
     def send(self, data: Any, user: str | None, client: str) -> Deferred[int]:
         """See ``App.send``."""
@@ -177,9 +177,9 @@ class Deeds:
             user, client=client, disconnect=DisconnectCode(ending.code, ending.reason)
         )
 
-    # -- other shards -----------------------------------------------------------------------------------------
+    # -- other shards ---------------------------------------------------------------------------------------
 
-    def call(self, channel: str, command: str, data: Any) -> Deferred[Any]:
+    def call_owner(self, channel: str, command: str, data: Any) -> Deferred[Any]:
         """See ``App.call``."""
         if self.objects is None:
             raise LookupError("this app has no objects; see App.objects")

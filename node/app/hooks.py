@@ -1,8 +1,8 @@
 """How a hook is run: whatever comes of it, it is one client's matter and nobody else's.
 
 An answer comes at once or by a Deferred, within ``app.hook_seconds``. What goes wrong becomes an error of the
-protocol (``session.shared.Refused``) or the end of the connection (``Ended``); it is logged, with the client's id,
-and counted by the name of the hook.
+protocol (``session.shared.Refused``) or the end of the connection (``Ended``); it is logged, with the
+client's id, and counted by the name of the hook.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator
 from inspect import iscoroutine
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
@@ -207,13 +207,13 @@ class Hooks:
     def _outcome(self, hook: str, client: Client | None, outcome: Any, convert: Convert | None) -> Any:
         """:raises Refused: or ``Ended``."""
         if isinstance(outcome, Failure):
-            raise self._told(hook, client, outcome.value) from None
+            raise self._told(hook, client, cast(BaseException, outcome.value)) from None
         try:
             return outcome if convert is None else convert(outcome)
         except Exception as error:
             raise self._told(hook, client, error) from None
 
-    # -- what went wrong --------------------------------------------------------------------------------------
+    # -- what went wrong ------------------------------------------------------------------------------------
 
     def _told(self, hook: str, client: Client | None, error: BaseException) -> Exception:
         """What the client is told of it."""

@@ -1,7 +1,8 @@
 """Who runs the app of a shard: what sessions see of it (``session.logic.Logic``), and what updates replace.
 
-What an app has is looked up once, when it takes over: a hook that it does not have is ``None`` here, and sessions
-do not ask. ``swap`` changes all of it in one turn: hooks, methods that clients and shards may call, timers.
+What an app has is looked up once, when it takes over: a hook that it does not have is ``None`` here, and
+sessions do not ask. ``swap`` changes all of it in one turn: hooks, methods that clients and shards may
+call, timers.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class AppHost(Deeds):
         """The app that runs has this hook."""
         return hook in self._has
 
-    # -- begin, end, and another app --------------------------------------------------------------------------
+    # -- begin, end, and another app ------------------------------------------------------------------------
 
     def guarded(self, name: str) -> AbstractContextManager[object]:
         """The team's code runs in it; it is ended, with ``TimeoutError``, when it blocks for too long."""
@@ -220,7 +221,7 @@ class AppHost(Deeds):
         self.timers.stop()
         self.watch.stop()
 
-    # -- for sessions: logic.Logic ----------------------------------------------------------------------------
+    # -- for sessions: logic.Logic --------------------------------------------------------------------------
 
     def client(self, party: Party) -> Client:
         """What the app knows a session by."""
@@ -248,8 +249,8 @@ class AppHost(Deeds):
         """See ``Logic``."""
         if party.protocol == "text":
             self._clients.others.pop(party.client, None)
-        client = self.client(party)
-        if client.was_told:
+        client: Client | None = party.app_client
+        if client is not None and client.was_told:
             client.was_told = False
             if self.has("disconnected"):
                 self.hooks.notify("disconnected", client, self.app.disconnected, client, reason)
@@ -329,17 +330,32 @@ class AppHost(Deeds):
             return None
         return answer.addErrback(lambda failure: None) if isinstance(answer, Deferred) else None
 
-    def notify(self, hook: str, *args: Any) -> None:
-        """Call a hook that belongs to no client, ``occupied`` for example, if the app has it."""
+    def call(
+        self,
+        hook: str,
+        client: Client | None,
+        function: Callable[..., Any],
+        *args: Any,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> Answer[Any]:
+        """See ``Hooks.call``."""
+        return self.hooks.call(hook, client, function, *args, convert=convert)
+
+    def notify(self, hook: str, client: Client | None, function: Callable[..., Any], *args: Any) -> None:
+        """See ``Hooks.notify``."""
+        self.hooks.notify(hook, client, function, *args)
+
+    def tell(self, hook: str, channel: str) -> None:
+        """``occupied`` or ``vacated``, if the app has such a hook."""
         if self.has(hook):
-            self.hooks.notify(hook, None, getattr(self.app, hook), *args)
+            self.hooks.notify(hook, None, getattr(self.app, hook), channel)
 
     def view_changed(self, client: Client, channel: str, key: Hashable) -> None:
         """See ``Client.set_view``."""
         if self.viewed is not None and channel in client.channels:
             self.viewed(client.number, channel, key)
 
-    # -- calls between shards: see Deeds.call_shard -----------------------------------------------------------
+    # -- calls between shards: see Deeds.call_shard ---------------------------------------------------------
 
     def _run_remote(self, call: Call, data: Any) -> Answer[Any]:
         function = partial(call.function, self.app)

@@ -1,7 +1,7 @@
 """Decorators of an app's methods, and the tables that are made of them.
 
-The decorators only mark a function; what is wrong with it is said when its class is looked at, before anything
-of it runs.
+The decorators only mark a function; what is wrong with it is said when its class is looked at, before
+anything of it runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def rpc(method: str) -> Callable[[F], F]:
 
 
 def remote(function: F) -> F:
-    """Other shards may call this method by ``App.call_shard``: ``(self, data) -> result``, plain data both."""
+    """Other shards may call this method by ``App.call_shard``: ``(self, data) -> result``, plain data
+    both."""
     return _mark(REMOTE, function.__name__)(function)
 
 

@@ -1,4 +1,5 @@
-"""An app's timers. They are the shard's: what calls a method of the app goes on with the next version of it."""
+"""An app's timers. They are the shard's: what calls a method of the app goes on with the next version of
+it."""
 
 from __future__ import annotations
 
@@ -146,14 +147,14 @@ class Timers:
     def _ended(self, handle: Handle) -> None:
         handle.is_busy = False
 
-    # -- the app that runs ------------------------------------------------------------------------------------
+    # -- the app that runs ----------------------------------------------------------------------------------
 
     def check(self, app: App) -> None:
         """:raises LookupError: a timer would call what this app does not have."""
         for handle in self.all:
-            if handle.function is None and not handle.is_of_class:
-                if not callable(getattr(app, handle.name, None)):
-                    raise LookupError(f"a timer waits to call {handle.name}, which the new app does not have")
+            is_pending = handle.function is None and not handle.is_of_class
+            if is_pending and not callable(getattr(app, handle.name, None)):
+                raise LookupError(f"a timer waits to call {handle.name}, which the new app does not have")
 
     def begin(self, app: App) -> None:
         """This app runs now: its timers begin, and those of the class before it that it does not have end."""

@@ -46,8 +46,9 @@ class Refuse(Exception):
 class Disconnect(Exception):
     """Raised in a hook: the connection ends with this.
 
-    :param code: your own: 4000 to 4499, after which clients connect again by themselves, or 4500 to 4999, after
-        which they do not; or one of the protocol's, 3000 to 3999, of which the same is true below and from 3500 on.
+    :param code: your own: 4000 to 4499, after which clients connect again by themselves, or 4500 to 4999,
+        after which they do not; or one of the protocol's, 3000 to 3999, of which the same is true below and
+        from 3500 on.
     :raises ValueError: no client could be told that: another code, or a reason of over 123 bytes.
     """
 

@@ -1,11 +1,11 @@
 """Who holds up the reactor: names the line of the team's code, and ends it when it goes on for too long.
 
-A thread looks every ``LOOK_SECONDS`` at what the main thread is in. That costs the main thread nothing but a note
-of each hook that it enters and leaves.
+A thread looks every ``LOOK_SECONDS`` at what the main thread is in. That costs the main thread nothing but
+a note of each hook that it enters and leaves.
 
-Ending works by a signal of our own to the main thread, whose handler raises ``HookBlocked`` if that very hook is
-still on, and if what runs is the team's code or something that it has called outside of Spread and Twisted: those
-are never left half done.
+Ending works by a signal of our own to the main thread, whose handler raises ``HookBlocked`` if that very
+hook is still on, and if what runs is the team's code or something that it has called outside of Spread and
+Twisted: those are never left half done.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _OURS = ("spread.node.", "spread.hub.", "twisted.")
 
 
 class HookBlocked(BaseException):
-    """Ends a hook that has held up the shard for too long. No ``Exception``, which the team's code may catch."""
+    """Ends a hook that has held up the shard for too long. No ``Exception``, which the team's code may
+    catch."""
 
 
 class Activity:
@@ -71,7 +72,7 @@ class Watch:
         self._main = threading.main_thread().ident or 0
         self._before: Any = None
 
-    # -- what runs --------------------------------------------------------------------------------------------
+    # -- what runs ------------------------------------------------------------------------------------------
 
     def enter(self, name: str) -> Activity | None:
         """The team's code is called now. Gives what ``leave`` needs."""
@@ -94,7 +95,7 @@ class Watch:
         finally:
             self._now = before
 
-    # -- begin and end ----------------------------------------------------------------------------------------
+    # -- begin and end --------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to look. Code is ended only when this is called on the main thread."""
@@ -117,7 +118,7 @@ class Watch:
             signal.signal(SIGNAL, self._before)
             self._before = None
 
-    # -- on the thread ----------------------------------------------------------------------------------------
+    # -- on the thread --------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
@@ -150,7 +151,7 @@ class Watch:
         source = linecache.getline(file, line).strip()
         return f"at {os.path.relpath(file)}:{line} ({source})" if source else f"at {file}:{line}"
 
-    # -- the handler, on the main thread ----------------------------------------------------------------------
+    # -- the handler, on the main thread --------------------------------------------------------------------
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         now = self._now

@@ -18,8 +18,9 @@
     any         connection lost                      CLOSED      it leaves its channels
 
 Commands begin in the order in which they came. One that must wait for the hub does not hold up the others,
-but for those of its own channel while that is being subscribed: whoever subscribes and publishes in one frame
-does so in this order, and of subscribe and unsubscribe the later one wins.
+but for those of its own channel while that is being subscribed, or while the team's code makes up its mind
+about a publication: whoever subscribes and publishes in one frame does so in this order, and of subscribe and
+unsubscribe the later one wins.
 
 A session never touches a transport: it has an outbox to write to, and an ``Edge`` to ask for the rest.
 """
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, cast
 
@@ -39,12 +40,13 @@ from twisted.python.failure import Failure
 from spread.hub.errors import HubError, MessageTooLarge
 from spread.node import codes
 from spread.node.codec import Codec, Wire
+from spread.node.encoders import data_for
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
 from spread.node.session.intake import Intake
 from spread.node.session.shared import Ended, Refused, Shared
-from spread.node.session.subscribing import depart
+from spread.node.session.subscribing import Grant, depart
 from spread.node.session.subscription import Subscription
 from spread.node.session.times import Times
 from spread.node.wire import messages
@@ -115,11 +117,13 @@ class CentrifugeSession:
         "_edge",
         "_errors",
         "_errors_since",
+        "_held_back",
         "_is_batching",
         "_replies",
         "_run",
         "_waiting",
         "_working",
+        "app_client",
         "client",
         "codec",
         "conn_info",
@@ -170,7 +174,10 @@ class CentrifugeSession:
         is not wanted any more."""
         self._edge = edge
         self._run = run
-        # Channels that are being subscribed, and the commands that wait for that.
+        self.app_client: Any = None
+        """See ``logic.Party``."""
+        self._held_back = ""  # the channel of the publication that is begun, and must not be overtaken
+        # Channels that are being subscribed, or waited for, and the commands that wait for that.
         self._busy: dict[str, deque[Command]] | None = None
         # Commands that wait until the client is connected.
         self._waiting: deque[Command] | None = None
@@ -294,7 +301,7 @@ class CentrifugeSession:
         """Answer when it is done. What it is about is held back meanwhile, if it must be."""
         request = command.request
         size = len(request.data) if type(request) is messages.PublishRequest else 0
-        channel = ""
+        channel, self._held_back = self._held_back, ""
         if type(request) is messages.SubscribeRequest or type(request) is messages.SubRefreshRequest:
             channel = request.channel
         if channel:
@@ -308,6 +315,10 @@ class CentrifugeSession:
 
         work = _Work(self, command, result, size, channel)
         result.addCallbacks(work.succeeded, work.failed)
+
+    def hold_back(self, channel: str) -> None:
+        """The command that is being begun must be done before others of its channel begin."""
+        self._held_back = channel
 
     def worked(self, work: _Work, outcome: messages.Result | Failure | None) -> None:
         """A command that was waited for is done."""
@@ -356,6 +367,9 @@ class CentrifugeSession:
             self._connected(command, result)
         elif command.id:
             self.write(Reply(command.id, result))
+        logic = self.shared.logic
+        if logic is not None and type(result) is messages.SubscribeResult:
+            logic.subscribed(self, cast(messages.SubscribeRequest, command.request).channel)
 
     def _fail(self, command: Command, error: BaseException) -> None:
         """The one place where what went wrong becomes a code of the protocol."""
@@ -431,6 +445,11 @@ class CentrifugeSession:
         self.state = SessionState.CONNECTED
         self.write(Reply(command.id, result))
         self.times.connected(bool(result.ping))
+        logic = self.shared.logic
+        if logic is not None:
+            logic.connected(self)
+            for channel in list(self.subscriptions):
+                logic.subscribed(self, channel)
         waiting, self._waiting = self._waiting, None
         was_batching, self._is_batching = self._is_batching, True
         while waiting and self.is_alive:
@@ -469,6 +488,53 @@ class CentrifugeSession:
         depart(self.shared, subscription)
         if why is not None:
             self.push(name, messages.Unsubscribe(why.code, why.reason))
+        if self.shared.logic is not None:
+            self.shared.logic.unsubscribed(self, name)
+
+    # -- for the team's code: see logic.Party ----------------------------------------------------------------
+
+    @property
+    def transport(self) -> str:
+        """See ``logic.Party``."""
+        return self.visit.transport
+
+    @property
+    def address(self) -> str:
+        """See ``logic.Party``."""
+        return self.visit.address
+
+    @property
+    def channels(self) -> Collection[str]:
+        """See ``logic.Party``."""
+        return self.subscriptions.keys()
+
+    @property
+    def protocol(self) -> str:
+        """See ``logic.Party``."""
+        return self.codec.protocol
+
+    def tell(self, data: bytes) -> bool:
+        """See ``logic.Party``."""
+        carried = data_for(self.codec, data)
+        if not carried or not self.is_connected:
+            return False
+        self.push("", messages.Message(carried))
+        return True
+
+    def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
+        """See ``logic.Party``."""
+        return self.shared.registry.bring(self, channel, grant)
+
+    def leave(self, channel: str) -> bool:
+        """See ``logic.Party``."""
+        subscription = self.subscriptions.get(channel)
+        if subscription is not None:
+            self.unsubscribe(subscription, codes.SERVER_UNSUBSCRIBE)
+        return subscription is not None
+
+    def dismiss(self, disconnect: codes.Disconnect) -> None:
+        """See ``logic.Party``."""
+        self.end(disconnect)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -491,7 +557,7 @@ class CentrifugeSession:
         self.state = SessionState.CLOSING
         disconnects = self.shared.counters.disconnects
         disconnects[disconnect.code] = disconnects.get(disconnect.code, 0) + 1
-        self._leave()
+        self._leave(f"{disconnect.code} {disconnect.reason}")
         self._edge.close(disconnect)
 
     def cut(self) -> None:
@@ -507,12 +573,12 @@ class CentrifugeSession:
             code = codes.CONNECTION_CLOSED.code
             disconnects[code] = disconnects.get(code, 0) + 1
         self.state = SessionState.CLOSED
-        self._leave()
+        self._leave(f"{codes.CONNECTION_CLOSED.code} {codes.CONNECTION_CLOSED.reason}")
         self.outbox.abandon()
         self.shared.registry.gone(self, self.visit.address)
 
-    def _leave(self) -> None:
-        """Leave all channels; cancel what was begun."""
+    def _leave(self, reason: str) -> None:
+        """Leave all channels; cancel what was begun. Idempotent."""
         self._waiting = self._busy = None
         self.intake.forget()
         working, self._working = self._working, None
@@ -520,6 +586,8 @@ class CentrifugeSession:
             result.cancel()
         for subscription in list(self.subscriptions.values()):
             self.unsubscribe(subscription)
+        if self.shared.logic is not None:
+            self.shared.logic.disconnected(self, reason)
 
     def with_deadline(self, result: Deferred[Any]) -> Deferred[Any]:
         """The same, failing when the hub takes too long."""

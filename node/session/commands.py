@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from spread.hub.api import ClientInfo, Format, Position, PresenceStats, Publication, PublishOptions, Stream
 from spread.node import codes
 from spread.node.auth.jwks import JwksUnavailable
 from spread.node.auth.keys import TokenExpired, TokenInvalid
 from spread.node.auth.permissions import may_publish, may_read_history, may_see_presence
-from spread.node.encoders import json_info, protobuf_info, publications_for
+from spread.node.encoders import data_for, json_info, protobuf_info, publications_for
 from spread.node.namespaces import ChannelOptions
 from spread.node.session.centrifuge import CentrifugeSession, Outcome
 from spread.node.session.connecting import connect, verified_connection
 from spread.node.session.shared import Ended, Refused
-from spread.node.session.subscribing import announce_join, permit, prepare
+from spread.node.session.subscribing import Grant, announce_join, permit, prepare
 from spread.node.tables import TABLES_CHANNEL
 from spread.node.views import visible
 from spread.node.wire import json
@@ -41,6 +41,7 @@ from spread.node.wire.messages import (
     RefreshRequest,
     RefreshResult,
     RPCRequest,
+    RPCResult,
     SendRequest,
     SubRefreshRequest,
     SubRefreshResult,
@@ -120,7 +121,7 @@ async def _subscribed(
     session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions
 ) -> SubscribeResult | None:
     shared = session.shared
-    grant = await permit(shared, session, request, options)
+    grant = await _granted(session, request, options)
     if request.tf:
         raise Refused(codes.BAD_REQUEST, "tags filters are not supported")
     arrival = await prepare(shared, session, request, options, grant)
@@ -131,6 +132,17 @@ async def _subscribed(
     session.subscribed(subscription)
     announce_join(shared, subscription)
     return result
+
+
+async def _granted(session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions) -> Grant:
+    shared = session.shared
+    if shared.logic is None or shared.logic.subscribing is None:
+        return await permit(shared, session, request, options)
+    # A token that was given must be good; without one the team may let in whom the namespace keeps out.
+    by_token = await permit(shared, session, request, options) if request.token or request.type else None
+    answer = shared.logic.subscribing(session, request.channel)
+    grant = await answer if isinstance(answer, Deferred) else answer
+    return grant or by_token or await permit(shared, session, request, options)
 
 
 def _unsubscribe(session: CentrifugeSession, request: UnsubscribeRequest) -> Outcome:
@@ -165,6 +177,28 @@ def _publish(session: CentrifugeSession, request: PublishRequest) -> Deferred[Ou
     if not (shared.client.insecure or may_publish(options, session.user, subscription is not None)):
         raise _not_allowed("allow_publish_for_client and its like", channel)
     format_ = _format(session, data, options.publication_data_format)
+    logic = shared.logic
+    if logic is not None and logic.publishing is not None:
+        chosen = logic.publishing(session, channel, data, format_)
+        if isinstance(chosen, Deferred):
+            session.hold_back(channel)
+            return chosen.addCallback(lambda value: _published_as(session, channel, options, value))
+        return _published_as(session, channel, options, chosen)
+    return _hand_over(session, channel, options, data, format_)
+
+
+def _published_as(
+    session: CentrifugeSession, channel: str, options: ChannelOptions, chosen: tuple[bytes, Format] | None
+) -> Deferred[Outcome]:
+    """Publish what the team's code has made of it; ``None``: nothing, which the client is not told."""
+    return succeed(_PUBLISHED) if chosen is None else _hand_over(session, channel, options, *chosen)
+
+
+def _hand_over(
+    session: CentrifugeSession, channel: str, options: ChannelOptions, data: bytes, format_: Format
+) -> Deferred[Outcome]:
+    shared = session.shared
+    subscription = session.subscriptions.get(channel)
     info = (
         subscription.info
         if subscription is not None
@@ -288,12 +322,24 @@ def _visible(
     return visible(publications, session.client, sight, view)
 
 
-def _rpc(session: CentrifugeSession, request: RPCRequest) -> Outcome:
-    raise Refused(codes.NOT_AVAILABLE)  # there is no application yet
+def _rpc(session: CentrifugeSession, request: RPCRequest) -> Deferred[Outcome] | Outcome:
+    logic = session.shared.logic
+    if logic is None:
+        raise Refused(codes.NOT_AVAILABLE)
+
+    def told(data: bytes) -> Outcome:
+        return RPCResult(data_for(session.codec, data))
+
+    answer = logic.rpc(session, request.method, request.data)
+    return answer.addCallback(told) if isinstance(answer, Deferred) else told(answer)
 
 
-def _send(session: CentrifugeSession, request: SendRequest) -> Outcome:
-    raise Ended(codes.NO_HANDLER, "a message, and no application to take it")
+def _send(session: CentrifugeSession, request: SendRequest) -> Deferred[Outcome] | Outcome:
+    logic = session.shared.logic
+    if logic is None or logic.message is None:
+        raise Ended(codes.NO_HANDLER, "a message, and no application to take it")
+    answer: Deferred[Any] | None = logic.message(session, request.data)
+    return answer
 
 
 # --- tokens anew ----------------------------------------------------------------------------------------

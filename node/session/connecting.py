@@ -2,13 +2,14 @@
 
 1.  A token, if it sent one, decides alone.
 2.  Else a trusted header (``client.user_id_http_header``) names the user.
-3.  Else it is anonymous, where that is allowed.
-4.  Else it is refused with 3501, whose reason says what is missing: the one thing that everybody runs into
+3.  The team's code, if it has a say (``Logic.connecting``), may say otherwise of whoever came this far.
+4.  Else it is anonymous, where that is allowed.
+5.  Else it is refused with 3501, whose reason says what is missing: the one thing that everybody runs into
     first.
 
-Server-side subscriptions come from the token, from the user's personal channel, and from what the client
-says it was in before and may be in by itself. They are all prepared before the connect reply is written,
-and settled in the turn in which it is.
+Server-side subscriptions come from the token, from the team's code, from the user's personal channel, and
+from what the client says it was in before and may be in by itself. They are all prepared before the connect
+reply is written, and settled in the turn in which it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from spread.node.auth.jwks import JwksUnavailable
 from spread.node.auth.keys import TokenExpired, TokenInvalid
 from spread.node.auth.permissions import may_subscribe
 from spread.node.auth.tokens import ConnectionToken
+from spread.node.encoders import data_for
 from spread.node.session.centrifuge import CentrifugeSession
+from spread.node.session.logic import Admitted, Logic
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscribing import Arrival, Grant, announce_join, granted_by, prepare
 from spread.node.session.subscription import Subscription
@@ -61,6 +64,7 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
     shared = session.shared
     settings = shared.client
     token = None
+    admitted: Admitted | None = None
     if request.token:
         refused = Refused(codes.TOKEN_EXPIRED, "the token has expired")
         token = await verified_connection(shared, request.token, refused)
@@ -73,26 +77,48 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
             session.expire_at = token.expire_at or 0
     elif session.visit.user:
         session.user = session.visit.user
-    elif not (settings.allow_anonymous_connect_without_token or settings.insecure):
+    if shared.logic is not None:
+        admitted = await _admitted(session, shared.logic, request)
+    is_known = request.token or session.visit.user or admitted is not None
+    if not (is_known or settings.allow_anonymous_connect_without_token or settings.insecure):
         why = "no token, and client.allow_anonymous_connect_without_token is off"
         raise Ended(NO_CREDENTIALS, why)
     if not shared.registry.connected(session):
         raise Ended(codes.CONNECTION_LIMIT, f"user {session.user!r} has {settings.user_connection_limit}")
     if session.user and settings.subscribe_to_user_personal_channel.single_connection:
         shared.registry.alone(session)
-    wanted = _server_side(session, request, token)
+    wanted = _server_side(session, request, token, admitted)
     if len(wanted) > settings.channel_limit:
         raise Ended(codes.CHANNEL_LIMIT, f"{len(wanted)} server-side subscriptions")
     arrivals = await _prepare_all(session, request, wanted) if wanted else []
-    return _settled(session, arrivals)
+    return _settled(session, arrivals, b"" if admitted is None else admitted.data)
+
+
+async def _admitted(session: CentrifugeSession, logic: Logic, request: ConnectRequest) -> Admitted | None:
+    """What the team's code says of it; ``None``: nothing."""
+    logic.arrived(session, request.data)
+    if logic.connecting is None:
+        return None
+    answer = logic.connecting(session)
+    admitted = await answer if isinstance(answer, Deferred) else answer
+    if admitted is not None:
+        session.user = admitted.user
+        session.conn_info = admitted.info or session.conn_info
+        session.expire_at = admitted.expire_at or session.expire_at
+    return admitted
 
 
 def _server_side(
-    session: CentrifugeSession, request: ConnectRequest, token: ConnectionToken | None
+    session: CentrifugeSession,
+    request: ConnectRequest,
+    token: ConnectionToken | None,
+    admitted: Admitted | None,
 ) -> dict[str, Grant]:
     """The channels that it is in from the start, and what it may have there."""
     shared = session.shared
     wanted = {name: granted_by(options) for name, options in (token.subscriptions if token else {}).items()}
+    for name in () if admitted is None else admitted.channels:
+        wanted.setdefault(name, Grant())
     if session.user and shared.client.subscribe_to_user_personal_channel.enabled:
         wanted.setdefault(shared.namespaces.personal_channel(session.user), Grant())
     for name in request.subs:
@@ -154,7 +180,7 @@ def _reason(failure: Failure) -> BaseException:
     return error
 
 
-def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResult:
+def _settled(session: CentrifugeSession, arrivals: list[Arrival], data: bytes) -> ConnectResult:
     """In one turn: members of all channels, and the reply. The session writes it at once."""
     shared = session.shared
     subs: dict[str, SubscribeResult] = {}
@@ -174,6 +200,7 @@ def _settled(session: CentrifugeSession, arrivals: list[Arrival]) -> ConnectResu
         version=shared.version,
         expires=bool(ttl),
         ttl=ttl,
+        data=data_for(session.codec, data),
         subs=subs,
         ping=max(1, round(settings.ping_interval)) if pings else 0,
         pong=pings and settings.pong_timeout > 0,

@@ -1,8 +1,9 @@
 """What sessions ask a team's own code: the one thing that they know of it.
 
-A shard without an app has no ``Logic``. Where it has one, what is ``None`` here is not asked at all, so that only
-hooks that the app has cost anything. Answers come at once or as a Deferred; they fail with ``shared.Refused`` or
-``shared.Ended``, and with nothing else: whatever goes wrong in the team's code has become one of these.
+A shard without an app has no ``Logic``. Where it has one, what is ``None`` here is not asked at all, so
+that only hooks that the app has cost anything. Answers come at once or as a Deferred; they fail with
+``shared.Refused`` or ``shared.Ended``, and with nothing else: whatever goes wrong in the team's code has
+become one of these.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ class Party(Protocol):
         ...
 
     def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
-        """Make it a member without asking; 1, or 0 if it is one already, or cannot be. A text client, which is
-        in one channel at a time, leaves its own."""
+        """Make it a member without asking; 1, or 0 if it is one already, or cannot be. A text client, which
+        is in one channel at a time, leaves its own."""
         ...
 
     def leave(self, channel: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -17,8 +17,12 @@ from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
+from spread.node.session.logic import Logic
 from spread.node.settings import ClientSettings
 from spread.node.wheel import Wheel
+
+if TYPE_CHECKING:
+    from spread.node.session.subscribing import Grant
 
 __all__ = ["TTL_MAX_SECONDS", "Ended", "Refused", "Registry", "Shared", "Tokens"]
 
@@ -87,6 +91,10 @@ class Registry(Protocol):
         """End all other connections of its user, on all shards (``single_connection``)."""
         ...
 
+    def bring(self, session: Account, channel: str, grant: Grant) -> Deferred[int]:
+        """Subscribe it to a channel without asking; 0 if it is in there already, or cannot be."""
+        ...
+
     def note(self, session: Account, what: str, why: str) -> None:
         """Log something about a client; a flood of that is told in numbers."""
         ...
@@ -118,6 +126,8 @@ class Shared:
     """As clients are told it."""
     hub_seconds: float
     """How long a command may wait for the hub before it fails."""
+    logic: Logic | None = None
+    """The team's own code, if there is any."""
     tables: Callable[[], bytes] | None = None
     """Gives what ``$tables`` announces; ``None`` without tables."""
 

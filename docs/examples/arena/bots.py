@@ -3,8 +3,8 @@
     python bots.py --bots 200 --seconds 30 --server ws://127.0.0.1:8000
 
 Every command is answered with the number of commands done for that player. One that is not by one above the
-last was *lost* or *doubled*; after a takeover by another shard the number may fall back to the last snapshot,
-which is told as *fallen back*. A command without an answer is *unknown*. Exit code 1 if any was lost or doubled,
+last was *lost* or *doubled*; after a takeover by another shard it may fall back to the last snapshot, told as
+*fallen back*. A command without an answer is *unknown*. Exit code 1 if any was lost or doubled,
 or a bot was disconnected.
 """
 

@@ -1,8 +1,8 @@
 """What happens in a match: plain Python, without a socket or a clock.
 
 A player is ``[name, x, y, angle, health, score, dx, dy, seconds until it may shoot, commands done]``,
-a bullet ``[x, y, vx, vy, seconds left, who shot it]``. What differs from one version of the game to the next is
-in ``rules``.
+a bullet ``[x, y, vx, vy, seconds left, who shot it]``. What differs between versions of the game is in
+``rules``.
 """
 
 from __future__ import annotations
