@@ -3,7 +3,7 @@ objects are made when somebody asks for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -149,6 +149,7 @@ class ShardMetrics(Collector):
         self._hub = hub
         self._turns = turns or Turns()
         self._limits: dict[str, float] = {}
+        self._more: list[Callable[[], Iterable[Metric]]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -157,6 +158,10 @@ class ShardMetrics(Collector):
     def set_limits(self, limits: dict[str, float]) -> None:
         """The limits in force, by the name of their setting."""
         self._limits = limits
+
+    def add(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """More metrics: called whenever somebody asks for them."""
+        self._more.append(collect)
 
     def text(self) -> bytes:
         """The exposition format of Prometheus, version 0.0.4."""
@@ -192,3 +197,5 @@ class ShardMetrics(Collector):
         for setting, value in sorted(self._limits.items()):
             limit.add_metric([setting], value)
         yield limit
+        for collect in self._more:
+            yield from collect()

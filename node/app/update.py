@@ -31,6 +31,9 @@ __all__ = ["Host", "Loader", "NotPlain", "Outcome", "State", "UpdateRefused", "U
 
 log = Logger("spread.node.app.update")
 
+STATE_MAX_BYTES = 4 << 20
+"""Of what an app exports, if nothing else is set."""
+
 _generations = count(1)
 """Of this process: a number is never used twice."""
 
@@ -122,11 +125,13 @@ class Updater:
         spec: str,
         seconds: float,
         first: Callable[[], Deferred[Any]] = lambda: succeed(None),
+        state_max_bytes: int = STATE_MAX_BYTES,
     ) -> None:
         """
         :param running: what runs now; the host has constructed it.
         :param seconds: how long ``check()`` may take.
         :param first: what is to be read again before the app; what fails in it, fails the update.
+        :param state_max_bytes: how large the exported state may be, as msgpack.
         """
         self.spec = spec
         self.state = State.IDLE
@@ -141,6 +146,7 @@ class Updater:
         self._last: int | None = None
         self._seconds = seconds
         self._first = first
+        self._state_max_bytes = state_max_bytes
 
     @property
     def version(self) -> str:
@@ -228,7 +234,7 @@ class Updater:
         with self._host.guarded("export_state"):
             state = app.export_state()
         _synchronous(state, "export_state()")
-        return plain_copy(state, "export_state()")
+        return plain_copy(state, "export_state()", self._state_max_bytes)
 
 
 def within(reactor: Clock, answer: Deferred[Any], seconds: float, what: str) -> Deferred[Any]:
@@ -254,17 +260,25 @@ def within(reactor: Clock, answer: Deferred[Any], seconds: float, what: str) -> 
     return result
 
 
-def plain_copy(value: Any, name: str) -> Any:
+def plain_copy(value: Any, name: str, max_bytes: int = STATE_MAX_BYTES) -> Any:
     """A copy of plain data that shares nothing with ``value``.
 
     Plain are ``None``, bool, int, float, str, bytes, lists and dictionaries. What stands for such data comes
     as that: a tuple or a set as a list, a struct or dataclass as a dictionary.
 
     :param name: what to call ``value`` in an error.
+    :param max_bytes: how large it may be, as msgpack: to copy it holds up the shard.
     :raises NotPlain: something in it is nothing of the kind.
+    :raises UpdateRefused: it is larger.
     """
     try:
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+        encoded = msgspec.msgpack.encode(value)
+        if len(encoded) > max_bytes:
+            raise UpdateRefused(
+                f"{name} has given {len(encoded)} bytes; app.state_max_bytes is {max_bytes}: what is so large "
+                "is better kept elsewhere, or less of it"
+            )
+        return msgspec.msgpack.decode(encoded)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise NotPlain(f"{_culprit(value, name, 0)} is no plain data ({error})") from None
 

@@ -46,6 +46,14 @@ class AppSettings(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(description="How long the import of the application may take, and each step of an update."),
     ] = 5.0
+    state_max_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 28,
+            description="How large the state may be that the application hands over to its next version.",
+        ),
+    ] = 4 << 20
     max_waiting_hooks: Annotated[
         int,
         Meta(

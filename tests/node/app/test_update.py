@@ -369,3 +369,14 @@ def test_a_key_that_is_not_plain_is_named() -> None:
         plain_copy({"a": {object: 1}}, "it")
     with pytest.raises(NotPlain, match="it\\[1\\] is no plain data"):
         plain_copy([1, 2**70], "it")
+
+
+def test_state_that_is_too_large_is_refused(under: Under) -> None:
+    under.updater._state_max_bytes = 1024
+    under.host.app.state = "x" * 1021  # and three bytes that say so
+    assert under.update(app(2)).ok
+    under.host.app.state = "x" * 1022
+    assert under.refused(app(3)) == (
+        "export_state() has given 1025 bytes; app.state_max_bytes is 1024: what is so large is better kept "
+        "elsewhere, or less of it"
+    )
