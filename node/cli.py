@@ -38,6 +38,9 @@ __all__ = ["main"]
 
 CLEAN, FAILED, USAGE, TAKEN, HUB = 0, 1, 2, 3, 4
 
+FIRST_GENERATION = 0
+"""Of the app that a shard starts with; updates count from 1."""
+
 log = Logger("spread.node.cli")
 
 
@@ -98,12 +101,15 @@ def command(
         raise _Fault(USAGE, str(error)) from error
     tls = _tls(settings)
     tables = _tables(settings)
+    app = _app(settings)
     if check:
+        if app is not None:
+            _look_at(settings, app, tables)
         click.echo(f"ok: shard {settings.node.shard}, hub {hub}")
         return CLEAN
     if isinstance(shards, ShardRange):
         return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))
-    return _run_shard(reactor, settings, shards, tls, tables)
+    return _run_shard(reactor, settings, shards, tls, tables, app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -138,7 +144,9 @@ def _complain(code: int, text: str) -> int:
 # -- one shard ---------------------------------------------------------------------------------------------
 
 
-def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, tls: Any, tables: Any) -> int:
+def _run_shard(
+    reactor: Any, settings: Settings, shards: OneShard | AutoShard, tls: Any, tables: Any, app: Any
+) -> int:
     from spread.hub.process import this_process
     from spread.node.hubs import open_hub
     from spread.node.shard import Shard
@@ -169,6 +177,7 @@ def _run_shard(reactor: Any, settings: Settings, shards: OneShard | AutoShard, t
         file_limit=file_limit,
         tls=tls,
         tables=tables,
+        app=app,
     )
     start_logging(settings.node.log_format, settings.node.log_level, sys.stderr, shard=lambda: shard.number)
     _warn_of_public_ops(settings)
@@ -246,6 +255,33 @@ def _tables(settings: Settings) -> Any:
         return Tables(settings.app.tables, settings.app.tables_max_bytes)
     except TablesBroken as error:
         raise _Fault(USAGE, f"app.tables: {error}") from error
+
+
+def _app(settings: Settings) -> Any:
+    """What ``app.app`` names, imported; ``None`` if it is not set."""
+    if not settings.app.app:
+        return None
+    from spread.node.app.load import LoadError, explain, load
+
+    try:
+        return load(settings.app.app, FIRST_GENERATION)
+    except LoadError as error:
+        raise _Fault(USAGE, f"app.app: {error}") from error
+    except Exception as error:
+        click.echo(explain(error), err=True)
+        raise _Fault(USAGE, f"app.app: the import of {settings.app.app} fails: {error!r}") from error
+
+
+def _look_at(settings: Settings, app: Any, tables: Any) -> None:
+    """With ``--check``: the app can be made, and says that it may run."""
+    from spread.node.app.host import look_at
+    from spread.node.app.load import explain
+
+    try:
+        look_at(app, tables)
+    except Exception as error:
+        click.echo(explain(error), err=True)
+        raise _Fault(USAGE, f"app.app: {settings.app.app} must not run: {error!r}") from error
 
 
 def _bind_all(settings: Settings) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from spread.hub.api import Hub
 from spread.node.api.http import api_paths, api_resource
 from spread.node.api.methods import Methods
+from spread.node.app.host import AppHost
 from spread.node.auth.verifiers import token_verifiers
 from spread.node.channel import Channels
 from spread.node.clients import Clients
@@ -49,6 +50,8 @@ class Gateway:
 
     :param numbers: gives the numbers of sessions; shared with the text protocol.
     :param incarnation: what emulated clients know this shard by.
+    :param number: that of the shard, once it has one.
+    :param has_app: there is a team's own code.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class Gateway:
         numbers: Iterator[int],
         incarnation: str,
         version: str,
+        number: Callable[[], int | None],
         tables: LiveTables | None = None,
+        has_app: bool = False,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -77,6 +82,22 @@ class Gateway:
         self.control = Control(hub, self.clients, incarnation)
         self._verifiers = token_verifiers(settings.client, reactor, now=time.time)
         self.clients.control = self.control
+        self.app: AppHost | None = None
+        """Who runs the team's own code; ``None``: there is none."""
+        if has_app:
+            personal = settings.client.subscribe_to_user_personal_channel.enabled
+            self.app = AppHost(
+                reactor,
+                settings.app,
+                hub=hub,
+                control=self.control,
+                clients=self.clients,
+                namespaces=namespaces,
+                number=number,
+                channels=channels,
+                personal=namespaces.personal_channel if personal else None,
+            )
+            self.app.tables = tables
         self.clients.shared = Shared(
             clock=reactor,
             now=time.time,
@@ -95,6 +116,7 @@ class Gateway:
             version=f"spread {version}",
             hub_seconds=settings.hub.publish_seconds,
             tables=None if tables is None else lambda: tables.announcement,
+            logic=self.app,
         )
         self._methods = Methods(hub, self.control, namespaces, counters)
 

@@ -15,7 +15,7 @@ from enum import Enum
 from itertools import count
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -24,6 +24,8 @@ from spread.hub.api import Incumbent, Load, ShardIdentity
 from spread.hub.errors import HubError
 from spread.hub.reactor import Timer
 from spread.node.addresses import Address, parse_address
+from spread.node.app.load import Loaded
+from spread.node.app.updating import Updating, line_of
 from spread.node.channel import Channels
 from spread.node.codes import SHUTDOWN
 from spread.node.cork import Cork
@@ -76,6 +78,7 @@ class Shard:
     :param file_limit: open files this process may have.
     :param tls: what the public ports show; ``None``: they do not speak TLS.
     :param tables: those of ``app.tables``; ``None``: there are none.
+    :param app: what ``app.app`` names; ``None``: there is none.
     """
 
     log = Logger("spread.node.shard")
@@ -93,6 +96,7 @@ class Shard:
         file_limit: int,
         tls: TlsContext | None = None,
         tables: Tables | None = None,
+        app: Loaded | None = None,
     ) -> None:
         self.state = ShardState.NEW
         self.number: int | None = number
@@ -115,6 +119,7 @@ class Shard:
         self._told = (0, 0, 0)
         self._stopped: Deferred[None] | None = None
         self._lost: Callable[[], None] = lambda: None
+        self._app = app
 
         node = settings.node
         incarnation = bytes.fromhex(identity.incarnation)
@@ -154,6 +159,18 @@ class Shard:
             numbers=numbers,
             incarnation=identity.incarnation,
             version=identity.version,
+            number=lambda: self.number,
+            tables=self.tables,
+            has_app=app is not None,
+        )
+        self._updating = Updating(
+            reactor,
+            settings.app,
+            hub=self._hub,
+            relays=self._gateway.control,
+            incarnation=identity.incarnation,
+            host=self._gateway.app,
+            loaded=app,
             tables=self.tables,
         )
         self._fanout = Fanout(
@@ -178,10 +195,12 @@ class Shard:
             settings.text,
             settings.hub,
             namespaces,
+            self._gateway.app,
         )
         self._text = TextFactory(surroundings, self._admission, self._cork, numbers, node.outbox_max_bytes)
         self._metrics = ShardMetrics(self.counters, self._hub.counters, turns)
         self._metrics.set_limits(_limits(settings, self._admission))
+        self._metrics.add(self._updating.metrics)
 
     # -- start -------------------------------------------------------------------------------------------
 
@@ -198,6 +217,8 @@ class Shard:
         await self._opened.prepare()
         await self._hub.start(self._fanout)
         self.number = await self._hub.claim(self.number, self._identity)
+        if self._gateway.app is not None and self._app is not None:
+            await self._gateway.app.start(self._app)
         self._listen()
         self.state = ShardState.READY  # before the first heartbeat, which tells it to the others
         self._hub.enter(self._load, self._number_lost)
@@ -226,7 +247,9 @@ class Shard:
             ops = ops.plus(self.number)
             sock = bind(ops.host, ops.port, shared=False)
             self._ops_port = start_listening(
-                self._reactor, sock, ops_site(self._reactor, self._metrics, self.reasons_not_ready)
+                self._reactor,
+                sock,
+                ops_site(self._reactor, self._metrics, self.reasons_not_ready, self._updating.reload),
             )
         http = BoundedFactory(
             self._gateway.site(), self._settings.node.max_http_connections, self._http_refused
@@ -266,6 +289,12 @@ class Shard:
             reasons.append(f"full: {self._admission.clients} clients")
         return reasons
 
+    def reload(self) -> Deferred[str]:
+        """Update the app of this shard; gives the line that says what became of it. Never fails."""
+        if self.state is not ShardState.READY:
+            return succeed(f"refused shard={self.number} the shard is {self.state.value}")
+        return self._updating.reload.one().addCallback(line_of, self.number)
+
     def _load(self) -> Load:
         return Load(
             clients=self.counters.clients,
@@ -275,6 +304,7 @@ class Shard:
             users=self._gateway.clients.users,
             subscriptions=self.counters.subscriptions,
             uptime_seconds=int(self._reactor.seconds() - self._began),
+            app=self._updating.title,
         )
 
     def _number_lost(self, incumbent: Incumbent) -> None:
@@ -330,6 +360,8 @@ class Shard:
             # Half of the time for what was said to be taken and delivered, most of the rest for the clients
             # to receive what waits for them, the last bit for the hub.
             now = self._reactor.seconds()
+            if self._gateway.app is not None:
+                await self._gateway.app.stop()
             self._text.stop_reading()
             self._gateway.close()
             await self._until(self._is_quiet, now + (deadline - now) * 0.5)
@@ -344,6 +376,8 @@ class Shard:
                 )
                 self._text.cut_all()
             self._gateway.stop()
+            if self._gateway.app is not None:
+                self._gateway.app.end()
             self._fanout.stop()
             if self._ops_port is not None:
                 closing.append(stop_listening(self._ops_port, inherited=True))

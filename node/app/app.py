@@ -142,8 +142,9 @@ class App:
 
     @property
     def tables(self) -> Any:
-        """The tables of the setting ``app.tables``."""
-        return self._does.tables
+        """The newest tables of the setting ``app.tables``; ``None``: there are none."""
+        live = self._does.tables
+        return None if live is None else live.tables
 
     @property
     def _does(self) -> AppHost:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from types import FrameType
-from typing import Any, Protocol
+from types import FrameType, SimpleNamespace
+from typing import Any, Protocol, cast
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -24,11 +24,13 @@ from spread.node.app.client import Client
 from spread.node.app.data import Nonsense, decoded, encoded, grant_of, optional, payload_of, published_data
 from spread.node.app.deeds import Deeds
 from spread.node.app.hooks import Hooks
+from spread.node.app.lens import AppLens
 from spread.node.app.load import Loaded
 from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
 from spread.node.app.timers import HELD, Timers
 from spread.node.app.values import DROP, Identity, Subscribing
 from spread.node.app.watch import Watch
+from spread.node.channel import Channels
 from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces
@@ -37,7 +39,7 @@ from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
 from spread.node.settings import AppSettings
 
-__all__ = ["AppHost", "Objects", "construct"]
+__all__ = ["AppHost", "Objects", "construct", "look_at"]
 
 MESSAGE_MAX_CHARACTERS = 255
 """Of what a client is told that is wrong with its parameters."""
@@ -87,10 +89,33 @@ def construct(app_class: type[Any], host: AppHost | None) -> App:
     return app
 
 
+class _Nowhere:
+    """Stands for the shard of an app that is only looked at: it has tables, and nothing else."""
+
+    def __init__(self, tables: Any) -> None:
+        self.tables = None if tables is None else SimpleNamespace(tables=tables)
+
+
+def look_at(loaded: Loaded, tables: Any) -> None:
+    """Construct an app that will not run, and ask whether it may; a ``check`` that waits is not waited for.
+
+    :param tables: what it finds as ``self.tables``.
+    :raises Exception: what is wrong with it.
+    """
+    answer = construct(loaded.app_class, cast(Any, _Nowhere(tables))).check()
+    if answer is False:
+        raise RuntimeError("check() has returned False")
+    if isinstance(answer, Deferred):
+        answer.addErrback(lambda failure: None)
+    elif hasattr(answer, "close"):
+        answer.close()
+
+
 class AppHost(Deeds):
     """See the line at the top.
 
     :param number: that of the shard, once it has one.
+    :param channels: those of the shard, which look through the app's eyes; ``None``: they do not.
     :param personal: names the personal channel of a user; ``None``: there are none.
     """
 
@@ -106,6 +131,7 @@ class AppHost(Deeds):
         clients: Clients,
         namespaces: Namespaces,
         number: Callable[[], int | None],
+        channels: Channels | None = None,
         personal: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(hub, control, namespaces, number, personal)
@@ -117,8 +143,6 @@ class AppHost(Deeds):
         """Set once, before the shard starts, if there are any."""
         self.tables: Any = None
         """Likewise."""
-        self.viewed: Callable[[int, str, Hashable], None] | None = None
-        """Told that the session of this number sees a channel by another key; set likewise."""
         self.connecting: Callable[[Party], Answer[Admitted | None]] | None = None
         self.subscribing: Callable[[Party, str], Answer[Grant | None]] | None = None
         self.publishing: Callable[[Party, str, bytes, Format], Answer[tuple[bytes, Format] | None]] | None = (
@@ -126,6 +150,7 @@ class AppHost(Deeds):
         )
         self.message: Callable[[Party, bytes], Answer[None]] | None = None
         self._clients = clients
+        self._channels = channels
         self._app: App | None = None
         self._has: frozenset[str] = frozenset()
         self._calls: dict[str, Call] = {}
@@ -180,6 +205,8 @@ class AppHost(Deeds):
         self.message = self._message if self.has("message") else None
         if self.objects is not None:
             self.objects.swap(app, objects)
+        if self._channels is not None:
+            self._channels.lens = AppLens(self)
         self.timers.begin(app)
 
     def _is_team(self, frame: FrameType) -> bool:
@@ -352,8 +379,8 @@ class AppHost(Deeds):
 
     def view_changed(self, client: Client, channel: str, key: Hashable) -> None:
         """See ``Client.set_view``."""
-        if self.viewed is not None and channel in client.channels:
-            self.viewed(client.number, channel, key)
+        if self._channels is not None and channel in client.channels:
+            self._channels.set_view(client.number, channel, key)
 
     # -- calls between shards: see Deeds.call_shard ---------------------------------------------------------
 

@@ -105,6 +105,11 @@ class TextEdge(Protocol):
 
     # -- the session asks --------------------------------------------------------------------------------
 
+    @property
+    def address(self) -> str:
+        """See ``session.text.Edge``."""
+        return self._address
+
     def pause_reading(self) -> None:
         """See ``session.Edge``."""
         self._is_reading = False

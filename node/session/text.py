@@ -22,30 +22,26 @@ A session never touches a transport: it has an outbox to write to, and an ``Edge
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Any, cast
+from uuid import uuid4
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.api import PLAIN, Format, History, Hub, PublishOptions
+from spread.hub.api import PLAIN, Format, Publication
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
-from spread.hub.reactor import Clock
 from spread.node import codes
-from spread.node.auth.permissions import may_use_text
-from spread.node.channel import Channel, Channels
+from spread.node.channel import Channel
 from spread.node.codec import Codec
-from spread.node.encoders import TEXT
+from spread.node.encoders import TEXT, encode_text
 from spread.node.limits import Rate
-from spread.node.metrics import ShardCounters
-from spread.node.namespaces import Namespaces
 from spread.node.outbox import Outbox
-from spread.node.pressure import Pressure
-from spread.node.settings import HubSettings, TextSettings
-from spread.node.tables import TABLES_CHANNEL
+from spread.node.session.shared import Ended, Refused
+from spread.node.session.subscribing import Grant
+from spread.node.session.surroundings import Edge, Surroundings
 from spread.node.wire.text import Join, Say, error_line, parse
 
 __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
@@ -53,64 +49,6 @@ __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
 MAX_CHANNEL_BYTES = 255
 COUNT_AGAIN_SECONDS = 0.25
 """Pause before the hub is asked again for the number of a new client."""
-
-
-class Edge(Protocol):
-    """What a session asks of its connection."""
-
-    def pause_reading(self) -> None:
-        """Hand over no more for now."""
-
-    def resume_reading(self) -> None:
-        """Go on."""
-
-    def flush(self) -> None:
-        """Hand over what has arrived without a line ending: no more will be read."""
-
-    def cut(self) -> None:
-        """Drop the connection now."""
-
-    def finish(self, linger: bool) -> None:
-        """End the connection once what waits has been sent.
-
-        :param linger: the peer may be in the middle of sending: let it see our last words before it sees the
-            end, by taking in what it still sends for a moment.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all sessions of a shard share."""
-
-    clock: Clock
-    hub: Hub
-    channels: Channels
-    pressure: Pressure
-    counters: ShardCounters
-    text: TextSettings
-    hub_settings: HubSettings
-    namespaces: Namespaces
-
-    def is_open(self, channel: str) -> bool:
-        """Text clients may join this channel, and talk in it."""
-        options = self.namespaces.options(channel)
-        return (
-            options is not None
-            and not self.namespaces.is_private(channel)
-            and channel != TABLES_CHANNEL  # also where another prefix than $ makes a channel private
-            and self.namespaces.users_of(channel) is None
-            and may_use_text(options)
-        )
-
-    def history_of(self, channel: str) -> History | None:
-        """What a channel keeps."""
-        options = self.namespaces.options(channel)
-        return None if options is None else options.history
-
-    def publishing_in(self, channel: str) -> PublishOptions:
-        """How what is said in a channel is published."""
-        history = self.history_of(channel)
-        return PLAIN if history is None else PublishOptions(history=history)
 
 
 class SessionState(Enum):
@@ -141,10 +79,14 @@ class Session:
         "_shared",
         "_unacknowledged",
         "_unacknowledged_bytes",
+        "app_client",
+        "client",
         "codec",
+        "conn_info",
         "number",
         "outbox",
         "state",
+        "user",
         "view",
     )
 
@@ -152,6 +94,12 @@ class Session:
         self.number = number
         self.outbox = outbox
         self.codec: Codec = TEXT
+        self.client = ""
+        """An id, where there is a team's own code; the protocol has none."""
+        self.user = ""
+        self.conn_info = b""
+        self.app_client: Any = None
+        """See ``logic.Party``."""
         self.view: Hashable | None = None
         self.state = SessionState.OPENING
         self._edge = edge
@@ -172,11 +120,6 @@ class Session:
         self._unacknowledged_bytes = 0
         limit = shared.text.max_messages_per_second
         self._rate = Rate(limit, shared.clock.seconds()) if limit else None
-
-    @property
-    def client(self) -> str:
-        """See ``channel.Member``: text clients have no id."""
-        return ""
 
     @property
     def hears_joins(self) -> bool:
@@ -202,6 +145,15 @@ class Session:
         number = await self._count()
         # Last, so that the greeting is written in the same moment in which messages begin to come.
         name = self._shared.text.channel
+        logic = self._shared.logic
+        if logic is not None:
+            self.client = str(uuid4())
+            if logic.connecting is not None:
+                answer = logic.connecting(self)
+                admitted = await answer if isinstance(answer, Deferred) else answer
+                if admitted is not None:
+                    self.user, self.conn_info = admitted.user, admitted.info
+            await self._may_enter(name)
         return number, await self._shared.channels.join(self, name, self._shared.history_of(name))
 
     async def _count(self) -> int:
@@ -219,13 +171,27 @@ class Session:
                     if timer.active():
                         timer.cancel()
 
+    async def _may_enter(self, channel: str) -> None:
+        """:raises Refused: the team's code keeps it out; or ``Ended``."""
+        logic = self._shared.logic
+        if logic is not None and logic.subscribing is not None:
+            answer = logic.subscribing(self, channel)
+            if isinstance(answer, Deferred):
+                await answer
+
     def _opened(self, counted: tuple[int, Channel]) -> None:
         number, channel = counted
         self._enter(channel)
         self.state = SessionState.OPEN
         self.outbox.write(self._shared.text.greeting.format(number=number).encode() + b"\n")
+        if self._shared.logic is not None:
+            self._shared.logic.connected(self)
+            self._shared.logic.subscribed(self, channel.name)
 
     def _not_opened(self, failure: Failure) -> None:
+        if failure.check(Refused, Ended):
+            self.refuse(_why(failure))
+            return
         self._shared.counters.refused_hub += 1
         self.refuse(codes.HUB_AWAY)
 
@@ -286,11 +252,36 @@ class Session:
             limit = shared.text.max_messages_per_second
             self.outbox.write(error_line(codes.TOO_FAST.format(limit=limit)))
             return
+        if shared.logic is None or shared.logic.publishing is None:
+            self._hand_over((data, Format.TEXT))
+            return
+        try:
+            chosen = shared.logic.publishing(self, self._said_in(), data, Format.TEXT)
+        except (Refused, Ended) as error:
+            self._kept_back(Failure(error))
+            return
+        if isinstance(chosen, Deferred):
+            self._wait_for(chosen, self._hand_over, self._kept_back)  # later messages do not overtake it
+        else:
+            self._hand_over(chosen)
+
+    def _hand_over(self, chosen: tuple[bytes, Format] | None) -> None:
+        """Publish, if there is anything to publish."""
+        if chosen is None:
+            return
+        data, format_ = chosen
         size = len(data)
         self._unacknowledged += 1
         self._unacknowledged_bytes += size
-        taken = shared.hub.publish(self._said_in(), data, Format.TEXT, self.number, self._publishing)
+        taken = self._shared.hub.publish(self._said_in(), data, format_, self.number, self._publishing)
         taken.addCallbacks(self._taken, self._not_taken, callbackArgs=(size,), errbackArgs=(size,))
+
+    def _kept_back(self, failure: Failure) -> None:
+        """The team's code refuses a message, or ends the connection for it."""
+        if failure.check(Ended):
+            self.refuse(_why(failure))
+        else:
+            self.outbox.write(error_line(_why(failure)))
 
     def _said_in(self) -> str:
         """The channel that what this client says goes to."""
@@ -324,22 +315,40 @@ class Session:
         if not self._shared.is_open(name):
             self.outbox.write(error_line(codes.CHANNEL_REFUSED.format(channel=name)))
             return
-        joining = self._shared.channels.join(self, name, self._shared.history_of(name))
+        logic = self._shared.logic
+        if logic is None or logic.subscribing is None:
+            joining = self._shared.channels.join(self, name, self._shared.history_of(name))
+        else:
+            joining = Deferred.fromCoroutine(self._enter_by_wish(name))
         joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
         self._joining = name
         self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
 
+    async def _enter_by_wish(self, name: str) -> Channel:
+        await self._may_enter(name)
+        return await self._shared.channels.join(self, name, self._shared.history_of(name))
+
     def _joined(self, channel: Channel) -> None:
-        if self._channel is not None:
-            self._shared.channels.leave(self, self._channel)
+        self._leave_channel()
         self._enter(channel)
+        if self._shared.logic is not None:
+            self._shared.logic.subscribed(self, channel.name)
+
+    def _leave_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self._shared.channels.leave(self, channel)
+            if self._shared.logic is not None:
+                self._shared.logic.unsubscribed(self, channel.name)
 
     def _enter(self, channel: Channel) -> None:
         self._channel = channel
         self._publishing = self._shared.publishing_in(channel.name)
 
     def _not_joined(self, name: str, failure: Failure) -> None:
-        if failure.check(HubRefused):
+        if failure.check(Refused, Ended):
+            self._kept_back(failure)
+        elif failure.check(HubRefused):
             self.outbox.write(error_line(codes.CHANNEL_REFUSED.format(channel=name)))
         else:
             self.outbox.write(error_line(codes.HUB_AWAY))
@@ -356,7 +365,7 @@ class Session:
                 done(value)
 
         def not_succeeded(failure: Failure) -> None:
-            if not failure.check(HubError, CancelledError, TimeoutError):
+            if not failure.check(HubError, CancelledError, TimeoutError, Refused, Ended):
                 self.log.failure("session {number}", failure, number=self.number)
             if self._is_alive:
                 failed(failure)
@@ -431,8 +440,7 @@ class Session:
                 if self._rate is not None and not self._rate.take(self._shared.clock.seconds()):
                     self._shared.counters.rate_limited += 1
                     continue
-                options = self._shared.publishing_in(name)
-                published = self._shared.hub.publish(name, command.data, Format.TEXT, 0, options)
+                published = Deferred.fromCoroutine(self._say_last(name, command.data))
                 published.addErrback(self._lost_message)
             elif isinstance(command, Join):
                 wanted = channel_name(command.name)
@@ -440,17 +448,93 @@ class Session:
             else:
                 break
 
+    async def _say_last(self, channel: str, data: bytes) -> None:
+        shared = self._shared
+        chosen: tuple[bytes, Format] | None = (data, Format.TEXT)
+        if shared.logic is not None and shared.logic.publishing is not None:
+            answer = shared.logic.publishing(self, channel, data, Format.TEXT)
+            chosen = await answer if isinstance(answer, Deferred) else answer
+        if chosen is not None:
+            await shared.hub.publish(channel, *chosen, 0, shared.publishing_in(channel))
+
     def _lost_message(self, failure: Failure) -> None:
-        failure.trap(HubError)
+        failure.trap(HubError, Refused, Ended)
         self._shared.counters.publish_errors += 1
 
     def _leave(self) -> None:
         busy, self._busy = self._busy, None
         if busy is not None:
             busy.cancel()
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self._shared.channels.leave(self, channel)
+        self._leave_channel()
+        if self._shared.logic is not None:
+            self._shared.logic.disconnected(self, "connection closed")
+
+    # -- for the team's code: see logic.Party ----------------------------------------------------------------
+
+    @property
+    def transport(self) -> str:
+        """See ``logic.Party``."""
+        return "text"
+
+    @property
+    def protocol(self) -> str:
+        """See ``logic.Party``."""
+        return "text"
+
+    @property
+    def address(self) -> str:
+        """See ``logic.Party``."""
+        return self._edge.address
+
+    @property
+    def channels(self) -> Collection[str]:
+        """See ``logic.Party``."""
+        return () if self._channel is None else (self._channel.name,)
+
+    def tell(self, data: bytes) -> bool:
+        """See ``logic.Party``."""
+        if self.state is not SessionState.OPEN:
+            return False
+        line = encode_text("", Publication(data, Format.JSON, b"", 0), None)
+        if line is not None:
+            self.outbox.write(line)
+        return True
+
+    def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
+        """See ``logic.Party``."""
+        if self.state is not SessionState.OPEN or self._busy is not None or channel in self.channels:
+            return succeed(0)
+        joining = self._shared.channels.join(self, channel, self._shared.history_of(channel))
+        joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
+        self._joining = channel
+        told: Deferred[int] = Deferred()
+
+        def joined(channel: Channel) -> None:
+            self._joined(channel)
+            told.callback(1)
+
+        def not_joined(failure: Failure) -> None:
+            told.callback(0)
+
+        self._wait_for(joining, joined, not_joined)
+        return told
+
+    def leave(self, channel: str) -> bool:
+        """See ``logic.Party``."""
+        return False
+
+    def dismiss(self, disconnect: codes.Disconnect) -> None:
+        """See ``logic.Party``."""
+        self.refuse(disconnect.reason)
+
+
+def _why(failure: Failure) -> str:
+    """What the team's code says to a client."""
+    error = failure.value
+    if isinstance(error, Ended):
+        return error.disconnect.reason
+    assert isinstance(error, Refused)
+    return error.error.message
 
 
 def channel_name(raw: bytes) -> str | None:

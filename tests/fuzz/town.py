@@ -130,6 +130,7 @@ class Shard:
             numbers=count(1),
             incarnation=incarnation,
             version="fuzzed",
+            number=lambda: 0,
         )
         self.fanout = Fanout(
             clock,
