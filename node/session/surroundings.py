@@ -14,6 +14,7 @@ from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure
 from spread.node.session.logic import Logic
 from spread.node.settings import HubSettings, TextSettings
+from spread.node.tables import TABLES_CHANNEL
 
 __all__ = ["Edge", "Surroundings"]
 
