@@ -195,7 +195,7 @@ class _Process(ProcessProtocol):
         return self.transport
 
     def send(self, name: str) -> None:
-        """Send the signal ``name``: ``TERM`` or ``KILL``."""
+        """Send the signal ``name``: ``TERM``, ``KILL`` or ``USR1``."""
         try:
             self._wire.signalProcess(name)
         except ProcessExitedAlready:
@@ -310,6 +310,9 @@ class Child:
         # What the present state waits for: the end of a pause, of a start or of a stop.
         self._timer: _Timer | None = None
         self._replaced: Deferred[bool] | None = None
+        self._reloaded: Deferred[bool] | None = None
+        # Cancelled when the child has said what became of its reload, or has ended.
+        self._reloading: _Timer | None = None
 
     def begin(self) -> None:
         """Start a process."""
@@ -344,6 +347,20 @@ class Child:
             self._end()
         return replaced
 
+    def reload(self, seconds: float) -> Deferred[bool]:
+        """Ask the process to update its app: fires with whether it says that it has done so.
+
+        :param seconds: how long it may take to say anything. A process that takes no clients is not asked.
+        """
+        reloaded: Deferred[bool] = Deferred()
+        if self.state is not State.READY or self._process is None or self._reloaded is not None:
+            reloaded.callback(False)
+            return reloaded
+        self._reloaded = reloaded
+        self._reloading = self._reactor.callLater(seconds, self._reloaded_too_slowly, seconds)
+        self._process.send("USR1")
+        return reloaded
+
     def stop(self) -> None:
         """End the process, if there is one."""
         if self.state in (State.STARTING, State.READY):
@@ -365,6 +382,13 @@ class Child:
         replaced, self._replaced = self._replaced, None
         if replaced is not None:
             replaced.callback(is_ready)
+
+    def _settle_reload(self, is_done: bool) -> None:
+        reloaded, self._reloaded = self._reloaded, None
+        if self._reloading is not None and self._reloading.active():
+            self._reloading.cancel()
+        if reloaded is not None:
+            reloaded.callback(is_done)
 
     def close_sockets(self) -> None:
         """Close the copies of the parent. Those of the process, if there is one, stay open."""
@@ -389,6 +413,9 @@ class Child:
 
     def _said(self, line: str) -> None:
         self._parent.child_said(line)
+        told, _, rest = line.partition(" ")
+        if told in ("reloaded", "refused") and rest.split(" ", 1)[0] == f"shard={self.number}":
+            self._settle_reload(told == "reloaded")
         if self.state is State.STARTING and line.split()[:2] == ["ready", f"shard={self.number}"]:
             self._move(Event.READY)
             self._ready_since = self._reactor.seconds()
@@ -399,6 +426,7 @@ class Child:
     def _has_ended(self, ending: Ending) -> None:
         before = self.state
         self._process = None
+        self._settle_reload(False)
         self._move(Event.ENDED)
         if before is State.READY and self._reactor.seconds() - self._ready_since >= STEADY_SECONDS:
             self._backoff.reset()
@@ -411,6 +439,14 @@ class Child:
             seconds=self._recipe.start_seconds,
         )
         self.kill()
+
+    def _reloaded_too_slowly(self, seconds: float) -> None:
+        log.error(
+            "shard {shard} has not said after {seconds:g} s what became of its update",
+            shard=self.number,
+            seconds=seconds,
+        )
+        self._settle_reload(False)
 
     def _stopped_too_slowly(self) -> None:
         log.warn("shard {shard} does not stop: killing it", shard=self.number)

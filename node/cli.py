@@ -199,6 +199,7 @@ def _run_shard(
             ask_to_stop,
             tls.reload if tls else lambda: log.info("SIGHUP: this shard has nothing to read again"),
             is_patient=is_child,
+            reload=lambda: shard.reload().addCallback(_say),
         )
         try:
             ready = await starting
@@ -312,10 +313,19 @@ def _warn_of_public_ops(settings: Settings) -> None:
         )
 
 
+def _say(line: str) -> None:
+    """Tell on standard output what was asked for by a signal: the parent of a fleet waits for it."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        log.warn("nobody hears {line}: {error}", line=line, error=error)
+
+
 # -- several shards ----------------------------------------------------------------------------------------
 
 
 def _run_fleet(reactor: Any, settings: Settings, numbers: range) -> int:
+    from spread.node.app.reload import longest_seconds
     from spread.node.fleet import Fleet
     from spread.node.hubs import embedded_server
 
@@ -343,10 +353,11 @@ def _run_fleet(reactor: Any, settings: Settings, numbers: range) -> int:
         # The embedded server may take 30 s to load what it had kept.
         start_seconds=settings.hub.start_seconds + 30,
         check=[sys.executable, "-P", "-m", "spread.node", *sys.argv[1:], "--check"],
+        reload_seconds=longest_seconds(settings.app.load_seconds),
     )
 
     async def serve() -> int:
-        _on_signals(reactor, fleet.stop, fleet.roll, again=fleet.stop)
+        _on_signals(reactor, fleet.stop, fleet.roll, again=fleet.stop, reload=fleet.reload)
         code: int = await fleet.start()
         return code
 
@@ -427,8 +438,10 @@ def _on_signals(
     hang_up: Callable[[], None],
     again: Callable[[], None] | None = None,
     is_patient: bool = False,
+    reload: Callable[[], object] = lambda: None,
 ) -> None:
-    """SIGTERM and SIGINT ask to stop; the second of them ends the process at once.
+    """SIGTERM and SIGINT ask to stop; the second of them ends the process at once. SIGHUP and SIGUSR1 do what
+    they are given here.
 
     :param again: called at the second signal instead; the third ends the process.
     :param is_patient: SIGINT is left to the parent, and nothing but ``stop`` ends the process.
@@ -452,6 +465,8 @@ def _on_signals(
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_patient else stop_or_exit)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(hang_up))
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda number, frame: reactor.callFromThread(reload))
 
 
 def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[], None]) -> bool:

@@ -22,7 +22,9 @@ What is promised:
 3.  A roll replaces one shard at a time, and goes on only when the successor is ready. It does not begin
     when a shard could not start with what is configured now: clients would wait in the queue of a shard
     that does not come back.
-4.  A stop is bounded: what has not ended after its time is killed.
+4.  A reload asks one shard after the other to update its app, each when the one before has said that it has
+    done so, and stops at the first that has not.
+5.  A stop is bounded: what has not ended after its time is killed.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Fleet:
         start_seconds: float | None = None,
         random: Callable[[], float] = random.random,
         check: Sequence[str] = (),
+        reload_seconds: float = 60.0,
     ) -> None:
         """
         :param shards: the numbers, at least one.
@@ -72,6 +75,7 @@ class Fleet:
         :param start_seconds: a child that is not ready by then is killed, which counts as its death; give
             it more than the time it may wait for its hub. ``None``: as long as it takes.
         :param random: from 0 to below 1, for the pauses between two starts.
+        :param reload_seconds: how long a shard may take to update its app.
         :param check: what tells before a roll, by exit code 0, that shards could start. Empty: nothing does.
         """
         if not shards:
@@ -94,6 +98,9 @@ class Fleet:
         self._is_clean = True
         self._wants_roll = False
         self._is_rolling = False
+        self._reload_seconds = reload_seconds
+        self._wants_reload = False
+        self._is_reloading = False
 
     @property
     def states(self) -> dict[int, State]:
@@ -119,6 +126,15 @@ class Fleet:
         """
         self._wants_roll = True
         self._roll_if_wanted()
+
+    def reload(self) -> None:
+        """Let the shards update their app, one after the other, up to the first that refuses.
+
+        Shards that do not take clients are left out: they start with what is there then. Asked for during a
+        reload or a roll, it is done afterwards, once.
+        """
+        self._wants_reload = True
+        self._reload_if_wanted()
 
     def stop(self) -> None:
         """Ask every child to stop; called a second time, kill those that are left."""
@@ -203,7 +219,7 @@ class Fleet:
         return self._is_stopping
 
     def _roll_if_wanted(self) -> None:
-        if self._is_stopping or self._is_rolling or not self._wants_roll:
+        if self._is_stopping or self._is_rolling or self._is_reloading or not self._wants_roll:
             return
         if all(child.was_ready for child in self._children):
             self._wants_roll = False
@@ -211,6 +227,38 @@ class Fleet:
             rolling = Deferred.fromCoroutine(self._roll())
             rolling.addErrback(lambda failure: log.failure("rolling the shards", failure))
             rolling.addBoth(self._rolled)
+
+    def _reload_if_wanted(self) -> None:
+        if self._is_stopping or self._is_rolling or self._is_reloading or not self._wants_reload:
+            return
+        self._wants_reload = False
+        self._is_reloading = True
+        reloading = Deferred.fromCoroutine(self._reload())
+        reloading.addErrback(lambda failure: log.failure("reloading the shards", failure))
+        reloading.addBoth(self._reloaded)
+
+    async def _reload(self) -> None:
+        done = 0
+        for child in self._children:
+            if self._is_stopping:
+                return
+            if child.state is not State.READY:
+                continue
+            if not await child.reload(self._reload_seconds):
+                if not self._is_stopping:
+                    log.error(
+                        "shard {shard} has not updated its app: the reload ends here, the others run what "
+                        "they run",
+                        shard=child.number,
+                    )
+                return
+            done += 1
+        log.info("{count} shards have updated their app", count=done)
+
+    def _reloaded(self, _: object) -> None:
+        self._is_reloading = False
+        self._roll_if_wanted()
+        self._reload_if_wanted()
 
     async def _could_start(self) -> bool:
         """Whether a shard could, with what is installed and configured now; if not, that is logged."""
@@ -253,6 +301,7 @@ class Fleet:
     def _rolled(self, _: object) -> None:
         self._is_rolling = False
         self._roll_if_wanted()
+        self._reload_if_wanted()
 
     def _finish(self, code: int | None) -> None:
         """Stop all shards; the exit code is ``code``, or says whether they ended well."""

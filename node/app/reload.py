@@ -23,7 +23,7 @@ from spread.hub.reactor import Clock
 from spread.node.app.update import Outcome
 from spread.node.control import ControlFailed, RelayHandler
 
-__all__ = ["KIND", "NO_APP", "Reload", "ShardOutcome"]
+__all__ = ["KIND", "NO_APP", "Reload", "ShardOutcome", "longest_seconds"]
 
 KIND = "reload"
 """Of the relays by which shards ask each other."""
@@ -40,6 +40,12 @@ MAX_TICKETS = 64
 """So many outcomes are remembered."""
 
 log = Logger("spread.node.app.reload")
+
+
+def longest_seconds(load_seconds: float) -> float:
+    """How long whoever asks a shard for an update waits to hear what has become of it."""
+    # The import, check(), and what blocks the shard between them.
+    return 4 * load_seconds + SPARE_SECONDS
 
 
 class ShardOutcome(Outcome, frozen=True, kw_only=True):
@@ -99,8 +105,7 @@ class Reload:
         self._relays = relays
         self._incarnation = incarnation
         self._updater = updater
-        # The import, check(), and what blocks the other shard between them.
-        self._longest_seconds = 4 * load_seconds + SPARE_SECONDS
+        self._longest_seconds = longest_seconds(load_seconds)
         self._tickets: dict[str, Outcome | None] = {}
         self._is_reloading_all = False
         relays.on(KIND, self._asked)

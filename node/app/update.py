@@ -275,8 +275,8 @@ def plain_copy(value: Any, name: str, max_bytes: int = STATE_MAX_BYTES) -> Any:
         encoded = msgspec.msgpack.encode(value)
         if len(encoded) > max_bytes:
             raise UpdateRefused(
-                f"{name} has given {len(encoded)} bytes; app.state_max_bytes is {max_bytes}: what is so large "
-                "is better kept elsewhere, or less of it"
+                f"{name} has given {len(encoded)} bytes; app.state_max_bytes is {max_bytes}: "
+                "what is so large is better kept elsewhere, or less of it"
             )
         return msgspec.msgpack.decode(encoded)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
