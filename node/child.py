@@ -194,12 +194,12 @@ class _Process(ProcessProtocol):
     def _wire(self) -> Any:
         return self.transport
 
-    def send(self, name: str) -> None:
-        """Send the signal ``name``: ``TERM``, ``KILL`` or ``USR1``."""
+    def send(self, name: str | signal.Signals) -> None:
+        """Send the signal ``name``: ``TERM`` or ``KILL``, or one of the numbers of ``signal``."""
         try:
             self._wire.signalProcess(name)
         except ProcessExitedAlready:
-            log.debug("a process had exited before SIG{name}", name=name)
+            log.debug("a process had exited before the signal {name}", name=name)
 
     def outReceived(self, data: bytes) -> None:
         for line in self._lines.feed(data):
@@ -358,7 +358,7 @@ class Child:
             return reloaded
         self._reloaded = reloaded
         self._reloading = self._reactor.callLater(seconds, self._reloaded_too_slowly, seconds)
-        self._process.send("USR1")
+        self._process.send(signal.SIGUSR1)  # of names, Twisted knows five
         return reloaded
 
     def stop(self) -> None:

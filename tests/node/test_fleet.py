@@ -47,9 +47,9 @@ class FakeProcess:
     def __init__(self, protocol: Any, shard: int) -> None:
         self.protocol = protocol
         self.shard = shard
-        self.signals: list[str] = []
+        self.signals: list[str | int] = []
 
-    def signalProcess(self, name: str) -> None:
+    def signalProcess(self, name: str | int) -> None:
         self.signals.append(name)
 
     def loseConnection(self) -> None:

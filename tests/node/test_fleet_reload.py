@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -44,7 +45,7 @@ class Scene:
     @property
     def asked(self) -> dict[int, int]:
         """How many times each shard was."""
-        return {shard: self.process(shard).signals.count("USR1") for shard in (4, 5, 6)}
+        return {shard: self.process(shard).signals.count(signal.SIGUSR1) for shard in (4, 5, 6)}
 
     def stop(self) -> None:
         self.fleet.stop()
