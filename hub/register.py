@@ -310,6 +310,8 @@ class Register:
         self._failed(failure if isinstance(failure, Failure) else Failure(failure))
 
     def _failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return  # the telling it belongs to was cancelled, since this shard stops
         failure.trap(HubError)
         error = failure.value
         if isinstance(error, HubRefused) or (isinstance(error, ReplyError) and error.is_refusal):

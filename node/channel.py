@@ -242,7 +242,7 @@ class Channel:
             and none of them excludes anybody: all of them are one write to
             each member, which makes 16 in a row cost 0.3 µs each instead of 0.5.
         :param is_alone: nothing else is to be delivered in this turn: members are sent it at once. Otherwise
-            they are at the end of the slice, all in a row: that takes 10 % less than a send now and then.
+            they are at the end of the turn, all in a row: that takes 10 % less than a send now and then.
         :returns: ``None`` when all is done; else an iterator that does a piece at each step.
         """
         kind = type(event)

@@ -134,6 +134,8 @@ def test_one_that_is_alone_is_sent_at_once() -> None:
     stage = Stage(members=3)
     stage.members[1].outbox.write(b"before\n")
     stage.read(b"one\n")
+    assert stage.heard == [b"one\n", b"", b"one\n"], "what waits leaves at the end of the turn, in one send"
+    stage.turns()
     assert stage.heard == [b"one\n", b"before\none\n", b"one\n"]
     assert [len(member.transport.sends) for member in stage.members] == [1, 1, 1]
 
@@ -156,6 +158,7 @@ def test_a_run_of_one_channel_is_one_write_and_ends_where_another_begins() -> No
     for name, data, shard, session in publications:
         stage.fanout.received(name, Publication(data, Format.TEXT, shard, session))
     stage.fanout.read_done()
+    stage.turns()
     assert writes == [b"1\n2\n", b"4\n5\n", b"6\n"]
     assert stage.members[0].heard == b"1\n2\n6\n", "but for its own"
     assert other.heard == b"3\n7\n"
@@ -283,6 +286,7 @@ def test_sockets_that_still_wait_come_before_new_publications() -> None:
     stage.now.step = 1.0  # each look finds the time over: 64 sockets a flush
     stage.fanout.received("lobby", Publication(b"one\n", Format.TEXT, THEIRS, 0))
     stage.read(b"not alone", channel="nobody's")
+    stage.clock.turn()
     assert stage.heard.count(b"one\n") == 64
     stage.read(b"two\n")
     assert stage.heard.count(b"one\n") == 128
