@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -357,7 +358,7 @@ class Child:
             reloaded.callback(False)
             return reloaded
         self._reloaded = reloaded
-        self._reloading = self._reactor.callLater(seconds, self._reloaded_too_slowly, seconds)
+        self._reloading = self._reactor.callLater(seconds, partial(self._reloaded_too_slowly, seconds))
         self._process.send(signal.SIGUSR1)  # of names, Twisted knows five
         return reloaded
 

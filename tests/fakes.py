@@ -101,6 +101,7 @@ class FakeEdge:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.address = "10.0.0.1"
         self.is_reading = True
         self.unfinished = b""
         """What has arrived without a line ending; handed to the session when it asks."""

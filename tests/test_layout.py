@@ -36,7 +36,7 @@ AGREED = {
 LEFT_BEHIND = {"build", "dist", "htmlcov", "spread_node.egg-info", "_trial_temp", "__pycache__"}
 """What tools leave there; never committed."""
 
-COMPOSITION = {"node/cli.py", "node/shard.py", "node/hubs.py"}
+COMPOSITION = {"node/cli.py", "node/shard.py", "node/hubs.py", "node/testing/stage.py"}
 """Where the parts of a shard are put together, and implementations may be named."""
 
 PROMISES = {"spread.hub.api", "spread.hub.errors", "spread.hub.reactor", "spread.hub.rendezvous"}

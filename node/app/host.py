@@ -212,12 +212,14 @@ class AppHost(Deeds):
     def _is_team(self, frame: FrameType) -> bool:
         return str(frame.f_globals.get("__name__", "")).partition(".")[0] == self._module
 
-    async def start(self, loaded: Loaded) -> None:
+    async def start(self, loaded: Loaded, *, watched: bool = True) -> None:
         """The shard has its number: construct the app, ask whether it may run, let it run.
 
+        :param watched: what blocks is named and ended; else a debugger may stop in it.
         :raises Exception: what it raises.
         """
-        self.watch.start()
+        if watched:
+            self.watch.start()
         with self.guarded("__init__"):
             app = self.construct(loaded)
         self.watch.is_team = self._is_team

@@ -1,0 +1,240 @@
+"""An app on the stage: what its clients get, when time passes, and what goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.defer import Deferred
+
+from spread.node import DROP, App, Client, Disconnect, Identity, Refuse, Subscribing, every, remote, rpc
+from spread.node.app.update import UpdateRefused
+from spread.node.config import ConfigError
+from spread.node.testing import AppErrors, Closed, NoAnswer, Refused, Stage
+
+OPEN = {
+    "channel": {
+        "without_namespace": {
+            "allow_publish_for_subscriber": True,
+            "presence": True,
+            "allow_presence_for_subscriber": True,
+            "join_leave": True,
+            "history_size": 10,
+            "history_ttl": "60s",
+            "allow_history_for_subscriber": True,
+        }
+    }
+}
+
+
+class Move(msgspec.Struct):
+    to: int
+
+
+class Game(App):
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.told: list[Any] = []
+
+    def connecting(self, client: Client) -> Identity | None:
+        if client.data == "banned":
+            raise Refuse(4001, "banned")
+        if client.data == "away":
+            raise Disconnect(4500, "go away")
+        if client.data == "guest":
+            return Identity(user="guest", data={"hello": client.data}, channels=("hall",))
+        return None
+
+    def subscribing(self, client: Client, channel: str) -> Any:
+        return Subscribing(data={"in": channel})
+
+    def subscribed(self, client: Client, channel: str) -> None:
+        if channel == "late":
+            client.subscribe("brought")
+
+    async def publishing(self, client: Client, channel: str, data: Any) -> Any:
+        if data == "slow":
+            waiting: Deferred[None] = Deferred()
+            self.later(2.0, waiting.callback, None)
+            await waiting
+        if data == "drop":
+            return DROP
+        return data
+
+    def message(self, client: Client, data: Any) -> None:
+        if data == "bye":
+            client.disconnect(4501, "bye")
+        client.send({"echo": data})
+
+    def disconnected(self, client: Client, reason: str) -> None:
+        self.told.append((client.user, reason))
+
+    @rpc("move")
+    def move(self, client: Client, params: Move) -> dict[str, int]:
+        if params.to < 0:
+            raise Refuse(4002, "no such place")
+        return {"at": params.to}
+
+    @rpc("sum")
+    async def sum(self, client: Client) -> int:
+        return sum(await self.call_shard(None, "number"))
+
+    @rpc("broken")
+    def broken(self, client: Client) -> None:
+        raise KeyError("spear")
+
+    @rpc("never")
+    def never(self, client: Client) -> Deferred[None]:
+        return Deferred()
+
+    @remote
+    def number(self) -> int:
+        return self.shard + 10
+
+    @every(1.0)
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def export_state(self) -> Any:
+        return self.ticks
+
+
+class Newer(Game):
+    def import_state(self, state: Any) -> None:
+        self.ticks = state
+
+    @rpc("ticks")
+    def get_ticks(self, client: Client) -> int:
+        return self.ticks
+
+
+class Broken(Game):
+    def check(self) -> None:
+        raise ValueError("tables are missing")
+
+
+def test_clients_on_two_shards_hear_each_other() -> None:
+    with Stage(Game, OPEN, shards=2) as stage:
+        alice, bob = stage.client(user="alice"), stage.client(user="bob", shard=1)
+        assert alice.subscribe("room") == {"in": "room"}
+        bob.subscribe("room", join_leave=True)
+        alice.publish("room", {"n": 1})
+        alice.publish("room", "drop")
+        assert alice.publications("room") == bob.publications("room") == [{"n": 1}]
+        (heard,) = [each for each in bob.received if each.kind == "publication"]
+        assert (heard.user, heard.channel, heard.offset) == ("alice", "room", 1)
+        assert bob.history("room") == [{"n": 1}]
+        assert bob.presence("room") == {alice.id: "alice", bob.id: "bob"}
+        alice.unsubscribe("room")
+        assert (alice.channels, bob.channels) == ([], ["room"])
+        assert bob.received[-1].kind == "leave"
+        assert alice.rpc("sum") == 21
+
+
+def test_what_is_called_gives_its_result_or_raises() -> None:
+    with Stage(Game) as stage:
+        alice = stage.client(user="alice")
+        assert alice.rpc("move", {"to": 3}) == {"at": 3}
+        for params, code in (({"to": -1}, 4002), ({"to": "x"}, 107)):
+            with pytest.raises(Refused) as refused:
+                alice.rpc("move", params)
+            assert refused.value.code == code
+        assert "`$.to`" in refused.value.message
+        with pytest.raises(Refused, match="104 method not found"):
+            alice.rpc("nothing")
+        alice.subscribe("room")
+        with pytest.raises(Refused, match="103 permission denied"):
+            alice.publish("room", 1)
+
+
+def test_whoever_is_refused_is_told_why() -> None:
+    with Stage(Game) as stage:
+        guest = stage.client(data="guest")
+        assert (guest.data, guest.channels) == ({"hello": "guest"}, ["hall"])
+        with pytest.raises(Refused, match="4001 banned"):
+            stage.client(user="alice", data="banned")
+        with pytest.raises(Closed, match="4500 go away"):
+            stage.client(data="away")
+        with pytest.raises(Closed, match="3501"):
+            stage.client()
+
+
+def test_messages_and_the_end_of_a_connection() -> None:
+    with Stage(Game) as stage:
+        alice, bob = stage.client(user="alice"), stage.client(user="bob")
+        alice.subscribe("late")
+        assert alice.channels == ["late", "brought"]
+        alice.send("hi")
+        alice.send("bye")
+        assert alice.messages == [{"echo": "hi"}]
+        assert alice.closed == (4501, "bye")
+        assert bob.closed is None
+        with pytest.raises(Closed):
+            alice.rpc("move", {"to": 1})
+        bob.close()
+        assert [user for user, _ in stage.app().told] == ["alice", "bob"]
+
+
+def test_time_passes_when_it_is_told_to() -> None:
+    with Stage(Game, OPEN) as stage:
+        alice = stage.client(user="alice")
+        alice.subscribe("room")
+        with pytest.raises(NoAnswer):
+            alice.publish("room", "slow")
+        asked = alice.begin_publish("room", "after")
+        assert not asked.is_answered
+        stage.advance(2.0)
+        assert (asked.is_answered, alice.publications("room")) == (True, ["slow", "after"])
+        alice.publish("room", "slow", seconds=2.0)
+        stage.advance(600.0)
+        assert (stage.app().ticks, alice.closed) == (604, None)  # it has answered pings
+
+
+def test_a_slow_client() -> None:
+    with Stage(Game, OPEN) as stage:
+        alice, bob = stage.client(user="alice"), stage.client(user="bob")
+        alice.subscribe("room"), bob.subscribe("room")
+        bob.stop_reading()
+        for number in range(3):
+            alice.publish("room", number)
+        assert bob.publications("room") == []
+        bob.read_on()
+        assert bob.publications("room") == [0, 1, 2]
+        bob.stop_reading()
+        for _ in range(20):
+            alice.publish("room", "x" * 60_000, seconds=10.0)  # publishers wait for whom is behind
+        assert bob.closed == (3008, "slow")
+
+
+def test_an_update() -> None:
+    with Stage(Game, shards=2) as stage:
+        alice = stage.client(user="alice", shard=1)
+        stage.advance(3.0)
+        stage.update(Newer)
+        assert alice.rpc("ticks") == 3
+        with pytest.raises(UpdateRefused, match="tables are missing"):
+            stage.update(Broken)
+        stage.advance(1.0)
+        assert alice.rpc("ticks") == 4
+
+
+def test_what_goes_wrong_is_not_overlooked() -> None:
+    with pytest.raises(AppErrors, match="KeyError: 'spear'"), Stage(Game) as stage:
+        with pytest.raises(Refused, match="100 internal server error"):
+            stage.client(user="alice").rpc("broken")
+    with Stage(Game) as stage:
+        asked = stage.client(user="alice").begin_rpc("never")
+        stage.advance(5.0)
+        with pytest.raises(Refused, match="100 internal server error"):
+            asked.result()
+        (error,) = stage.errors
+        assert "rpc never" in error and "of user 'alice'" in error and "not answered after 5 s" in error
+        stage.errors.clear()
+
+
+def test_an_app_that_must_not_run() -> None:
+    with pytest.raises(ValueError, match="tables are missing"), Stage(Broken):
+        pass
+    with pytest.raises(ConfigError, match="did you mean"):
+        Stage(Game, {"channel": {"without_namespaces": {}}})
