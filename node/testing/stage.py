@@ -14,12 +14,13 @@ Not here: the watch that ends hooks which block, so a debugger may stop in one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from itertools import count
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock
@@ -48,8 +49,6 @@ from spread.node.tables import TABLES_CHANNEL, Tables
 from spread.node.testing.client import FakeClient, NoAnswer
 
 __all__ = ["AppErrors", "Shard", "Stage"]
-
-AppT = TypeVar("AppT", bound=App)
 
 TURNS_MAX = 10_000
 """Of the clock without any time between them; whatever goes on after that never ends."""
@@ -286,18 +285,21 @@ class Stage:
                 return True
             if self.clock.seconds() >= end:
                 return False
-            due = min((call.getTime() for call in self.clock.getDelayedCalls()), default=end)
-            self.clock.rightNow = min(due, end)
+            self.clock.rightNow = min(self._due(), end)
 
     def settle(self) -> None:
         """Do all that is due now. Every call of a client does it."""
         for _ in range(TURNS_MAX):
             self.clock.advance(0)
             heard = [client.listen() for client in list(self.clients)]
-            now = self.clock.seconds()
-            if not any(heard) and all(call.getTime() > now for call in self.clock.getDelayedCalls()):
+            if not any(heard) and self._due() > self.clock.seconds():
                 return
         raise RuntimeError(f"it never ends: {self.clock.getDelayedCalls()}")
+
+    def _due(self) -> float:
+        """When the next thing is to be done."""
+        calls: Any = self.clock.getDelayedCalls()  # typed as an interface, whose methods have no self
+        return min((float(call.getTime()) for call in calls), default=math.inf)
 
     def wait(self, answer: Deferred[Any] | Any, seconds: float = 0.0) -> Any:
         """What a Deferred or coroutine comes to, such as one that the app gives.
@@ -321,11 +323,12 @@ class Stage:
         failure = event.get("log_failure")
         if failure is not None:
             self.errors.append(failure.getTraceback())
-        elif (
-            str(event.get("log_namespace")).startswith("spread.node.app.hooks")
-            and event["log_level"] is LogLevel.error
-        ):
+        elif event["log_level"] is LogLevel.error and _is_of_hooks(event):
             self.errors.append("{hook}{of}: {text}{more}".format(**event))
+
+
+def _is_of_hooks(event: LogEvent) -> bool:
+    return str(event.get("log_namespace")).startswith("spread.node.app.hooks")
 
 
 def _loaded(app_class: type[App]) -> Loaded:

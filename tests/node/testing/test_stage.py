@@ -194,7 +194,8 @@ def test_time_passes_when_it_is_told_to() -> None:
 def test_a_slow_client() -> None:
     with Stage(Game, OPEN) as stage:
         alice, bob = stage.client(user="alice"), stage.client(user="bob")
-        alice.subscribe("room"), bob.subscribe("room")
+        alice.subscribe("room")
+        bob.subscribe("room")
         bob.stop_reading()
         for number in range(3):
             alice.publish("room", number)
@@ -221,8 +222,7 @@ def test_an_update() -> None:
 
 def test_what_goes_wrong_is_not_overlooked() -> None:
     with pytest.raises(AppErrors, match="KeyError: 'spear'"), Stage(Game) as stage:
-        with pytest.raises(Refused, match="100 internal server error"):
-            stage.client(user="alice").rpc("broken")
+        assert stage.client(user="alice").begin_rpc("broken").is_answered
     with Stage(Game) as stage:
         asked = stage.client(user="alice").begin_rpc("never")
         stage.advance(5.0)
