@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RemoteError,
         Subscribing,
     )
+    from spread.node.owners.owned import Member, Owned, command, owns
     from spread.node.tables import Tables
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Client",
     "Disconnect",
     "Identity",
+    "Member",
+    "Owned",
     "Page",
     "Present",
     "Published",
@@ -43,7 +46,9 @@ __all__ = [
     "RemoteError",
     "Subscribing",
     "Tables",
+    "command",
     "every",
+    "owns",
     "remote",
     "rpc",
 ]
@@ -56,7 +61,7 @@ _MODULES = {
         *("DROP", "Disconnect", "Identity", "Page", "Present", "Published", "Refuse", "RemoteError"),
         "Subscribing",
     ),
-    "owners": ("Owned", "command", "owns"),
+    "owners.owned": ("Member", "Owned", "command", "owns"),
     "tables": ("Tables",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

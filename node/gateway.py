@@ -36,6 +36,8 @@ from spread.node.limits import Admission
 from spread.node.live_tables import LiveTables
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
+from spread.node.owners.owners import Owners
+from spread.node.owners.surroundings import Limits
 from spread.node.pressure import Pressure
 from spread.node.session.shared import Shared
 from spread.node.settings import Settings
@@ -52,6 +54,7 @@ class Gateway:
     :param incarnation: what emulated clients know this shard by.
     :param number: that of the shard, once it has one.
     :param has_app: there is a team's own code.
+    :param steady: seconds by a clock that is never set.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Gateway:
         number: Callable[[], int | None],
         tables: LiveTables | None = None,
         has_app: bool = False,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reactor = reactor
         self._settings = settings
@@ -84,6 +88,8 @@ class Gateway:
         self.clients.control = self.control
         self.app: AppHost | None = None
         """Who runs the team's own code; ``None``: there is none."""
+        self.owners: Owners | None = None
+        """Its stateful channels, likewise."""
         if has_app:
             personal = settings.client.subscribe_to_user_personal_channel.enabled
             self.app = AppHost(
@@ -98,6 +104,15 @@ class Gateway:
                 personal=namespaces.personal_channel if personal else None,
             )
             self.app.tables = tables
+            self.owners = self.app.objects = Owners(
+                reactor,
+                steady,
+                Limits(**{name: getattr(settings.app, name) for name in Limits.__dataclass_fields__}),
+                hub=hub,
+                host=self.app,
+                relays=self.control,
+                shard=incarnation,
+            )
         self.clients.shared = Shared(
             clock=reactor,
             now=time.time,

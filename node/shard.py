@@ -201,6 +201,8 @@ class Shard:
         self._metrics = ShardMetrics(self.counters, self._hub.counters, turns)
         self._metrics.set_limits(_limits(settings, self._admission))
         self._metrics.add(self._updating.metrics)
+        if self._gateway.owners is not None:
+            self._metrics.add(self._gateway.owners.metrics)
 
     # -- start -------------------------------------------------------------------------------------------
 
@@ -377,7 +379,7 @@ class Shard:
                 self._text.cut_all()
             self._gateway.stop()
             if self._gateway.app is not None:
-                self._gateway.app.end()
+                await self._gateway.app.end()
             self._fanout.stop()
             if self._ops_port is not None:
                 closing.append(stop_listening(self._ops_port, inherited=True))

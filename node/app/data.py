@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,7 +13,13 @@ from spread.node.auth.tokens import Overrides
 from spread.node.session.shared import Refused
 from spread.node.session.subscribing import Grant
 
+if TYPE_CHECKING:
+    from spread.node.app.marks import Call
+
 __all__ = ["Nonsense", "decoded", "encoded", "grant_of", "payload_of", "published_data"]
+
+MESSAGE_MAX_CHARACTERS = 255
+"""Of what a client is told that is wrong with its parameters."""
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -76,6 +82,25 @@ def grant_of(options: Subscribing) -> Grant:
         data=optional(options.data, "Subscribing.data"),
         expire_at=options.expire_at,
     )
+
+
+def params_of(call: Call, data: bytes) -> Any:
+    """What a caller's bytes are to a method.
+
+    :raises Refused: they do not fit; 107, with what is wrong.
+    """
+    if call.decoder is None:
+        return decoded(data)
+    try:
+        return call.decoder.decode(data or b"{}")
+    except ValueError as error:  # those of msgspec are such
+        if not data:
+            try:
+                return call.decoder.decode(b"null")
+            except ValueError:
+                pass
+        message = f"{codes.BAD_REQUEST.message}: {error}"[:MESSAGE_MAX_CHARACTERS]
+        raise Refused(codes.Error(codes.BAD_REQUEST.code, message)) from None
 
 
 # --- publications -----------------------------------------------------------------------------------------

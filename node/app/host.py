@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from spread.hub.api import Format, Hub
@@ -21,7 +21,16 @@ from spread.hub.reactor import Clock
 from spread.node import codes
 from spread.node.app.app import HOOKS, App
 from spread.node.app.client import Client
-from spread.node.app.data import Nonsense, decoded, encoded, grant_of, optional, payload_of, published_data
+from spread.node.app.data import (
+    Nonsense,
+    decoded,
+    encoded,
+    grant_of,
+    optional,
+    params_of,
+    payload_of,
+    published_data,
+)
 from spread.node.app.deeds import Deeds
 from spread.node.app.hooks import Hooks
 from spread.node.app.lens import AppLens
@@ -40,9 +49,6 @@ from spread.node.session.subscribing import Grant
 from spread.node.settings import AppSettings
 
 __all__ = ["AppHost", "Objects", "construct", "look_at"]
-
-MESSAGE_MAX_CHARACTERS = 255
-"""Of what a client is told that is wrong with its parameters."""
 
 
 class Objects(Protocol):
@@ -70,6 +76,18 @@ class Objects(Protocol):
 
     def swap(self, app: App, prepared: Any) -> None:
         """From now on objects are those of ``app``. Never fails."""
+        ...
+
+    def start(self) -> None:
+        """The app runs."""
+        ...
+
+    def retire(self) -> Deferred[None]:
+        """Hand all objects over to other shards. Never fails, and takes a few seconds at most."""
+        ...
+
+    def stop(self) -> Deferred[None]:
+        """All clients have gone. Never fails."""
         ...
 
 
@@ -233,22 +251,26 @@ class AppHost(Deeds):
             with self.guarded("starting"):
                 started = app.starting()
             await _answer(started)
+        if self.objects is not None:
+            self.objects.start()
 
     async def stop(self) -> None:
-        """The shard stops. Never fails, and takes ``app.hook_seconds`` at most."""
-        if self._app is None or not self.has("stopping"):
-            return
-        try:
-            answer = self.hooks.call("stopping", None, self._app.stopping)
-            if isinstance(answer, Deferred):
-                await answer
-        except (Refused, Ended):
-            self.log.debug("the app has not stopped cleanly")
+        """The shard stops. Never fails, and takes ``app.hook_seconds`` and a few more at most."""
+        if self._app is not None and self.has("stopping"):
+            try:
+                answer = self.hooks.call("stopping", None, self._app.stopping)
+                if isinstance(answer, Deferred):
+                    await answer
+            except (Refused, Ended):
+                self.log.debug("the app has not stopped cleanly")
+        if self.objects is not None:
+            await self.objects.retire()
 
-    def end(self) -> None:
-        """All clients have gone: no timers, nothing to look at. Idempotent."""
+    def end(self) -> Deferred[None]:
+        """All clients have gone: no timers, nothing to look at. Never fails. Idempotent."""
         self.timers.stop()
         self.watch.stop()
+        return succeed(None) if self.objects is None else self.objects.stop()
 
     # -- for sessions: logic.Logic --------------------------------------------------------------------------
 
@@ -405,25 +427,6 @@ class AppHost(Deeds):
             client = self.client(session)
             if client.was_told:
                 yield client
-
-
-def params_of(call: Call, data: bytes) -> Any:
-    """What a caller's bytes are to a method.
-
-    :raises Refused: they do not fit; 107, with what is wrong.
-    """
-    if call.decoder is None:
-        return decoded(data)
-    try:
-        return call.decoder.decode(data or b"{}")
-    except ValueError as error:  # those of msgspec are such
-        if not data:
-            try:
-                return call.decoder.decode(b"null")
-            except ValueError:
-                pass
-        message = f"{codes.BAD_REQUEST.message}: {error}"[:MESSAGE_MAX_CHARACTERS]
-        raise Refused(codes.Error(codes.BAD_REQUEST.code, message)) from None
 
 
 async def _answer(answer: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,14 +34,20 @@ log = Logger("spread.node.owners.reports")
 
 
 class Reports:
-    """See the line at the top."""
+    """See the line at the top.
 
-    def __init__(self, clock: Clock, places: Places, tell: Tell) -> None:
+    :param told: called when a shard has heard something new.
+    """
+
+    def __init__(
+        self, clock: Clock, places: Places, tell: Tell, told: Callable[[], None] = lambda: None
+    ) -> None:
         self.channels: dict[str, dict[str, Row]] = {}
         """Who is in which channel on this shard, by id; of channels that somebody looks after."""
         self._clock = clock
         self._places = places
         self._tell = tell
+        self._when_told = told
         # What shards know: the ids of a channel's members, None if it is to be told all of them.
         self._known: dict[str, dict[str, set[str] | None]] = {}
         self._dirty: dict[str, dict[str, None]] = {}
@@ -49,6 +55,11 @@ class Reports:
         self._turn: Timer | None = None
         self._again: Timer | None = None
         self._is_stopped = False
+
+    def knows(self, shard: str, channel: str, id: str) -> bool:
+        """A shard has heard that there is this member in a channel, and it still is there."""
+        known = self._known.get(channel, {}).get(shard)
+        return known is not None and id in known and id in self.channels.get(channel, ())
 
     # -- what happens here -------------------------------------------------------------------------------
 
@@ -178,10 +189,11 @@ class Reports:
                 self._mark(report.channel)
         if self._dirty:
             self._soon()
+        self._when_told()
 
     def _not_told(self, failure: Failure, shard: str, told: list[tuple[ChannelReport, set[str]]]) -> None:
         self._telling.discard(shard)
-        if failure.check(HubError, ControlFailed) is None:
+        if failure.check(HubError, ControlFailed, TimeoutError, CancelledError) is None:
             log.failure("telling {shard} who is in its channels", failure, shard=shard)
         for report, _ in told:
             known = self._known.get(report.channel, {})

@@ -14,7 +14,7 @@ from spread.hub.api import Ownership
 from spread.hub.errors import Fenced, HubError
 from spread.hub.reactor import Timer
 from spread.node import codes
-from spread.node.app.data import decoded, encoded
+from spread.node.app.data import decoded, encoded, params_of
 from spread.node.owners.owned import Member, Owned, Shape
 from spread.node.owners.state import Kept, Saved, frozen
 from spread.node.owners.surroundings import Surroundings
@@ -168,8 +168,7 @@ class Running:
 
     def _notify(self, hook: str, member: Member) -> None:
         if self.shape.has(hook):
-            client: Any = member
-            self._around.host.notify(self._hook(hook), client, getattr(self.object, hook), member)
+            self._around.host.notify(self._hook(hook), None, getattr(self.object, hook), member)
 
     # -- commands ----------------------------------------------------------------------------------------
 
@@ -184,11 +183,11 @@ class Running:
         if command is None:
             return refused(call.number, codes.METHOD_NOT_FOUND)
         args: tuple[Any, ...] = (self.object, member)
-        if command.decoder is not None:
+        if command.has_params:
             try:
-                args += (command.decoder.decode(call.params or b"null"),)
-            except msgspec.MsgspecError as error:
-                return refused(call.number, codes.BAD_REQUEST._replace(message=f"bad request: {error}"))
+                args += (params_of(command, call.params),)
+            except Refused as error:
+                return refused(call.number, error.error)
         hook = self._hook(call.command)
         self.in_flight += 1
         try:
@@ -312,10 +311,9 @@ class Running:
 
     def send(self, id: str, data: Any) -> Deferred[bool]:
         """To a member."""
-        member = self.members.get(id)
-        if member is None or self.is_over:
+        if id not in self.members or self.is_over:
             return succeed(False)
-        sent = self._around.host.send(data, member.user, id)
+        sent = self._around.host.send(data, None, id)
         return sent.addCallbacks(bool, self._not_sent)
 
     def _not_sent(self, failure: Failure) -> bool:

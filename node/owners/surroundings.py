@@ -84,7 +84,7 @@ class Limits:
 
     max_objects: int = 10_000
     """On this shard."""
-    max_members: int = 1_000_000
+    max_reported_members: int = 1_000_000
     """Reported to this shard, of all its channels together."""
     max_commands: int = 10_000
     """That wait on this shard: for their answers, and for their objects."""

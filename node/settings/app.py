@@ -66,3 +66,36 @@ class AppSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(ge=1, le=10_000_000, description="Timers that the application may have at a time."),
     ] = 10_000
+    max_objects: Annotated[
+        int,
+        Meta(ge=1, le=10_000_000, description="Channels that this shard may own at a time."),
+    ] = 10_000
+    max_reported_members: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100_000_000,
+            description="Members, on all shards, of the channels that this shard looks after.",
+        ),
+    ] = 1_000_000
+    max_commands: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000_000,
+            description="Commands that may wait on this shard for their answers, and for the object of one "
+            "channel; one more is answered with error 111.",
+        ),
+    ] = 10_000
+    command_seconds: Annotated[
+        Seconds,
+        Meta(description="How long a command may take, the search for the owner included."),
+    ] = 5.0
+    snapshot_max_bytes: Annotated[
+        int,
+        Meta(ge=1024, le=1 << 20, description="How large the snapshot of an object may be."),
+    ] = 1 << 20
+    snapshot_ttl_seconds: Annotated[
+        int,
+        Meta(ge=10, le=86400 * 30, description="How long a snapshot is kept after it was made."),
+    ] = 3600

@@ -115,6 +115,7 @@ class Shard:
             number=lambda: number,
             tables=self.tables,
             has_app=True,
+            steady=clock.seconds,
         )
         self._fanout = Fanout(
             clock,

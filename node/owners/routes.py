@@ -1,0 +1,283 @@
+"""Commands on their way to the objects of channels, wherever these are.
+
+A command waits here until it is known where its channel belongs and that shard has heard that who commands
+is a member; then it goes there, with others, one batch after the other. What is done at once is in the answer
+to the batch, the rest comes later. No command is done twice: only one that was answered ``NOT_HERE``, so that
+nothing was done, goes again, within its time. When a batch fails, or its shard dies, what it became is
+unknown, and told so (error 100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from spread.hub.errors import HubError
+from spread.hub.reactor import Timer
+from spread.node import codes
+from spread.node.control import ControlFailed
+from spread.node.owners.places import Places
+from spread.node.owners.surroundings import Surroundings
+from spread.node.owners.wire import Batch, Call, Outcome, Outcomes, Result, Row
+from spread.node.session.shared import Ended, Refused
+
+__all__ = ["Routes"]
+
+AGAIN_SECONDS = 0.05
+"""After this time what was not there is looked for again."""
+
+BATCH_MAX_BYTES = 128 << 10
+"""Of the parameters in one batch; one command may be larger."""
+
+log = Logger("spread.node.owners")
+
+Knows = Callable[[str, str, str], bool]
+"""Whether a shard has heard that in a channel there is a member."""
+
+
+class _Command:
+    """One that waits for what becomes of it."""
+
+    __slots__ = ("channel", "command", "member", "number", "params", "result", "target", "timer", "until")
+
+    def __init__(
+        self, number: int, channel: str, command: str, member: Row | None, params: bytes, until: float
+    ) -> None:
+        self.number = number
+        self.channel = channel
+        self.command = command
+        self.member = member
+        self.params = params
+        self.until = until
+        self.target = ""
+        """Where it is; "": not on its way."""
+        self.timer: Timer | None = None
+        self.result: Deferred[bytes]
+
+
+class Routes:
+    """See the top of this module.
+
+    :param here: does a command on this shard.
+    :param send: sends a batch to another.
+    """
+
+    def __init__(
+        self,
+        around: Surroundings,
+        places: Places,
+        knows: Knows,
+        here: Callable[[Call], Outcome | Deferred[Outcome]],
+        send: Callable[[str, Batch], Deferred[Outcomes]],
+    ) -> None:
+        self._around = around
+        self._places = places
+        self._knows = knows
+        self._here = here
+        self._send = send
+        self._numbers = count(1)
+        self._open: dict[int, _Command] = {}
+        self._parked: dict[int, None] = {}
+        self._ready: dict[str, dict[int, None]] = {}
+        self._on_its_way: set[str] = set()
+        self._turn: Timer | None = None
+        self._again: Timer | None = None
+        self._is_stopped = False
+
+    def call(self, channel: str, command: str, member: Row | None, params: bytes) -> Deferred[bytes]:
+        """Call a command; gives its result, as JSON.
+
+        :param member: who commands; ``None``: the app.
+        :raises Refused: at once, or as a failure; as which there may be ``Ended``, too.
+        """
+        around = self._around
+        around.counters.calls += 1
+        if len(self._open) >= around.limits.max_commands:
+            around.counters.refused_full += 1
+            raise Refused(codes.TOO_MANY_REQUESTS)
+        seconds = around.limits.command_seconds
+        number = next(self._numbers)
+        one = _Command(number, channel, command, member, params, around.steady() + seconds)
+        one.result = Deferred(lambda _: self._forget(number))
+        one.timer = around.clock.callLater(seconds, self._late, number)
+        self._open[number] = one
+        around.counters.waiting += 1
+        if self._is_stopped or not self._dispatch(one):
+            self._park(number)
+        return one.result
+
+    # -- there -------------------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Places have changed, or a shard has heard who is where."""
+        for number in sorted(self._parked):
+            one = self._open.get(number)
+            if one is None or self._dispatch(one):
+                self._parked.pop(number, None)
+
+    def _park(self, number: int) -> None:
+        self._parked[number] = None
+        if self._again is None and not self._is_stopped:
+            self._again = self._around.clock.callLater(AGAIN_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._again = None
+        self.pump()
+        if self._parked:
+            self._again = self._around.clock.callLater(AGAIN_SECONDS, self._look_again)
+
+    def _dispatch(self, one: _Command) -> bool:
+        """``False``: it has to wait."""
+        place = self._places.of(one.channel)
+        target = place.first
+        if not target or not place.is_owned:
+            return False
+        if one.member is not None and not self._knows(target, one.channel, one.member.id):
+            return False
+        one.target = target
+        if target == self._around.shard:
+            outcome = self._here(self._call(one))
+            if isinstance(outcome, Deferred):
+                outcome.addCallback(self._settle_one)
+                outcome.addErrback(lambda failure: log.failure("a command", failure))
+            else:
+                self._settle_one(outcome)
+            return True
+        self._ready.setdefault(target, {})[one.number] = None
+        self._soon()
+        return True
+
+    def _call(self, one: _Command) -> Call:
+        left = max(0.0, one.until - self._around.steady())
+        return Call(one.number, one.channel, one.command, one.member, one.params, left)
+
+    def _soon(self) -> None:
+        if self._turn is None and not self._is_stopped:
+            self._turn = self._around.clock.callLater(0, self._flush)
+
+    def _flush(self) -> None:
+        self._turn = None
+        for target in [target for target in self._ready if target not in self._on_its_way]:
+            calls = self._batch(target)
+            if calls:
+                self._on_its_way.add(target)
+                numbers = [call.number for call in calls]
+                sent = self._send(target, Batch(calls))
+                sent.addCallback(self.settle)
+                sent.addErrback(self._not_sent, target, numbers)
+                sent.addBoth(self._sent, target)
+
+    def _batch(self, target: str) -> list[Call]:
+        waiting = self._ready.pop(target)
+        calls: list[Call] = []
+        room = BATCH_MAX_BYTES
+        for number in sorted(waiting):
+            if room <= 0:
+                break
+            del waiting[number]
+            one = self._open.get(number)
+            if one is None:
+                continue
+            if one.member is not None and not self._knows(target, one.channel, one.member.id):
+                one.target = ""  # who commands has left, or the shard knows nothing any more
+                self._park(number)
+                continue
+            call = self._call(one)
+            room -= len(call.params) + len(call.channel) + len(call.command) + 64
+            calls.append(call)
+        if waiting:
+            self._ready[target] = waiting
+        return calls
+
+    def _sent(self, outcome: object, target: str) -> None:
+        self._on_its_way.discard(target)
+        if isinstance(outcome, Failure):
+            log.failure("commands for {target}", outcome, target=target)
+        if self._ready:
+            self._soon()
+
+    def _not_sent(self, failure: Failure, target: str, numbers: list[int]) -> None:
+        for number in numbers:
+            self._unknown(number)
+        failure.trap(HubError, ControlFailed, TimeoutError, CancelledError)
+        log.debug("commands for {target}: {why}", target=target, why=failure.value)
+
+    def lost(self, shard: str) -> None:
+        """It has gone: of what was there nothing will be heard."""
+        self._on_its_way.discard(shard)
+        ready = self._ready.pop(shard, {})
+        for number, one in list(self._open.items()):
+            if one.target == shard:
+                if number in ready:
+                    one.target = ""
+                    self._park(number)
+                else:
+                    self._unknown(number)
+
+    # -- and back ----------------------------------------------------------------------------------------
+
+    def settle(self, outcomes: Outcomes) -> None:
+        """What became of commands. Those that nobody waits for are passed over."""
+        for outcome in outcomes.outcomes:
+            self._settle_one(outcome)
+
+    def _settle_one(self, outcome: Outcome) -> None:
+        number = outcome.number
+        one = self._open.get(number)
+        if one is None:
+            return
+        match outcome.result:
+            case Result.NOT_HERE:
+                one.target = ""
+                self._around.counters.asked_again += 1
+                self._park(number)
+            case Result.UNKNOWN:
+                self._unknown(number)
+            case Result.DONE:
+                self._close(one).callback(outcome.data)
+            case Result.REFUSED:
+                error = codes.Error(outcome.code, outcome.message, outcome.temporary)
+                known = codes.ERRORS.get(error.code)  # which sessions may know by its identity
+                self._close(one).errback(Refused(known if known == error else error))
+            case Result.ENDED:
+                why = codes.Disconnect(outcome.code, outcome.message)
+                self._close(one).errback(Ended(why, f"by the command {one.command}"))
+
+    def _unknown(self, number: int) -> None:
+        one = self._open.get(number)
+        if one is not None:
+            self._around.counters.unknown += 1
+            self._close(one).errback(Refused(codes.INTERNAL_ERROR, "what became of a command is unknown"))
+
+    def _late(self, number: int) -> None:
+        one = self._open[number]
+        if one.target:
+            self._unknown(number)
+        else:
+            self._close(one).errback(Refused(codes.INTERNAL_ERROR, "the owner of a channel was not found"))
+
+    def _close(self, one: _Command) -> Deferred[bytes]:
+        self._forget(one.number)
+        return one.result
+
+    def _forget(self, number: int) -> None:
+        one = self._open.pop(number, None)
+        if one is not None:
+            self._parked.pop(number, None)
+            self._around.counters.waiting -= 1
+            if one.timer is not None and one.timer.active():
+                one.timer.cancel()
+
+    def stop(self) -> None:
+        """Answer whoever waits. Idempotent."""
+        self._is_stopped = True
+        for timer in (self._turn, self._again):
+            if timer is not None:
+                timer.cancel()
+        self._turn = self._again = None
+        for number in list(self._open):
+            self._unknown(number)
