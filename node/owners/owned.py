@@ -101,10 +101,10 @@ class Owned:
     def closed(self) -> Any:
         """It ends: nobody has been in the channel for ``linger_seconds``."""
 
-    def joined(self, client: Member) -> Any:
+    def joined(self, member: Member) -> Any:
         """Somebody has come; ``members`` has it."""
 
-    def left(self, client: Member) -> Any:
+    def left(self, member: Member) -> Any:
         """Somebody has left; ``members`` has not got it any more."""
 
     def tick(self, dt: float) -> Any:

@@ -255,7 +255,7 @@ class Owners:
         self._offer = Offer()
         told: Deferred[Any] = DeferredList(self._greet(self._met, is_first=False))
         self._place()
-        ends: Deferred[Any] = DeferredList([told, self._desk.when_empty()])
+        ends: Deferred[Any] = DeferredList(cast("list[Deferred[Any]]", [told, self._desk.when_empty()]))
         try:
             await ends.addTimeout(RETIRE_SECONDS, cast(Any, self._clock))
         except (TimeoutError, CancelledError):

@@ -242,7 +242,9 @@ class Routes:
             case Result.REFUSED:
                 error = codes.Error(outcome.code, outcome.message, outcome.temporary)
                 known = codes.ERRORS.get(error.code)  # which sessions may know by its identity
-                self._close(one).errback(Refused(known if known == error else error))
+                if known is not None and known == error:
+                    error = known
+                self._close(one).errback(Refused(error))
             case Result.ENDED:
                 why = codes.Disconnect(outcome.code, outcome.message)
                 self._close(one).errback(Ended(why, f"by the command {one.command}"))

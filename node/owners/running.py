@@ -213,7 +213,8 @@ class Running:
         if isinstance(error, BaseException):
             log.failure("a command of {channel}", Failure(error), channel=self.channel)
             return Outcome(number, Result.UNKNOWN)
-        return Outcome(number, Result.DONE, answer)
+        data: bytes = answer
+        return Outcome(number, Result.DONE, data)
 
     # -- ticks -------------------------------------------------------------------------------------------
 
