@@ -43,6 +43,7 @@ from spread.node.channel import Channels
 from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces
+from spread.node.owners.owned import shapes_of
 from spread.node.session.logic import Admitted, Answer, Party
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
@@ -99,7 +100,7 @@ def construct(app_class: type[Any], host: AppHost | None) -> App:
     """
     if not issubclass(app_class, App):
         raise TypeError(f"{app_class.__qualname__} is no subclass of spread.node.App")
-    calls_of(app_class), remotes_of(app_class), everys_of(app_class)
+    calls_of(app_class), remotes_of(app_class), everys_of(app_class), shapes_of(app_class)
     app = app_class.__new__(app_class)
     # Before its own __init__, which may want timers, and need not call that of App.
     vars(app).update({"_host": host, HELD: []})
@@ -207,7 +208,10 @@ class AppHost(Deeds):
 
         :raises Exception: which of them cannot be handed over, and why.
         """
-        return None if self.objects is None else self.objects.prepare(app)
+        if self.objects is None:
+            return None
+        with self.guarded("restore"):
+            return self.objects.prepare(app)
 
     def swap(self, app: App, objects: Any = None) -> None:
         """From now on ``app`` runs. Never fails."""

@@ -203,7 +203,9 @@ class Owners:
         :raises Exception: one of them cannot be handed over, or the app is wrong.
         """
         shapes = Shapes(shapes_of(app))
-        watch = frozenset(getattr(app, "watch", ()))
+        if isinstance(app.watch, str):
+            raise ValueError(f"{type(app).__name__}.watch must be several patterns, not one text")
+        watch = frozenset(app.watch)
         for pattern in watch:
             try:
                 matching(pattern)

@@ -201,8 +201,9 @@ class Stage:
         self.clients: list[FakeClient] = []
         self.errors: list[str] = []
         """What has gone wrong in the app so far, as a shard logs it. Clear it, if it was to be expected."""
-        exchange = Exchange(self.clock, publish_seconds=settings.hub.publish_seconds)
-        self.shards = [Shard(self.clock, exchange, settings, each, app_class) for each in range(shards)]
+        self.exchange = Exchange(self.clock, publish_seconds=settings.hub.publish_seconds)
+        """What the hubs of the shards share: ``cut`` takes it away, ``restore`` gives it back."""
+        self.shards = [Shard(self.clock, self.exchange, settings, each, app_class) for each in range(shards)]
 
     def __enter__(self) -> Stage:
         globalLogPublisher.addObserver(cast(Any, self._observe))

@@ -145,6 +145,9 @@ def test_one_shard_has_it_all() -> None:
         stage.advance(0.2)
         assert logged(stage, "match:1")[3:] == ["closed"]
         assert stage.app().heard == [("occupied", "match:1"), ("vacated", "match:1")]
+        owners = stage.shards[0].gateway.owners
+        assert owners is not None
+        assert (owners._desk._entries, owners._reports._known, owners._routes._open) == ({}, {}, {})
         # What was closed begins anew.
         ann.subscribe("match:1")
         assert ann.rpc("match:1/add", {"by": 1}, seconds=1)["total"] == 1
@@ -322,3 +325,182 @@ def test_a_shard_that_stood_still_is_refused() -> None:
             lambda: clients[other].publications("match:1")[-1]["epoch"] == taken.epoch + 1, 3
         )
         assert clients[other].rpc("match:1/add", {"by": 1}, seconds=1)["total"] == 3
+
+
+def test_the_hub_is_away_for_a_while() -> None:
+    """Nobody ticks meanwhile; then all goes on where it was, and nobody has left."""
+    with Stage(Game, OPEN, shards=3) as stage:
+        clients = [stage.client(user=f"u{number}", shard=number) for number in range(3)]
+        for client in clients:
+            client.subscribe("match:1")
+            client.rpc("match:1/add", {"by": 1}, seconds=1)
+        owner = owner_of(stage, "match:1")
+        owners = stage.shards[owner].gateway.owners
+        assert owners is not None
+        stage.exchange.cut()
+        stage.advance(2.0)
+        ticks = owners.counters.ticks
+        waiting = clients[owner].begin_rpc("match:1/add", {"by": 1})
+        stage.advance(2.0)
+        assert owners.counters.ticks == ticks and not waiting.is_answered
+        stage.exchange.restore()
+        assert waiting.result(2)["total"] == 4
+        stage.advance(5.0)
+        assert owner_of(stage, "match:1") == owner
+        assert [line for line in logged(stage, "match:1") if line.startswith(("left", "restored"))] == []
+        assert owners.counters.ticks > ticks and owners.counters.taken == 1
+        assert [client.rpc("match:1/add", {"by": 1}, seconds=1)["total"] for client in clients] == [5, 6, 7]
+
+
+def test_a_command_whose_owner_dies_is_not_done_again() -> None:
+    with Stage(Game, OPEN, shards=3) as stage:
+        clients = [stage.client(user=f"u{number}", shard=number) for number in range(3)]
+        for client in clients:
+            client.subscribe("match:1")
+            client.rpc("match:1/add", {"by": 1}, seconds=1)
+        stage.advance(1.1)
+        dead = owner_of(stage, "match:1")
+        other = clients[(dead + 1) % 3]
+        begun = other.begin_rpc("match:1/who")
+        stage.advance(0.1)
+        crash(stage, dead)
+        with pytest.raises(Refused, match="100"):
+            begun.result(4)
+        # What is called before its owner is known again waits for that.
+        assert other.rpc("match:1/add", {"by": 1}, seconds=4)["total"] == 4
+        stage.errors.clear()
+
+
+def test_a_death_that_empties_a_channel_is_told() -> None:
+    with Stage(Game, OPEN, shards=3) as stage:
+        alone = stage.client(user="ann", shard=0)
+        for number in range(12):
+            alone.subscribe(f"chat:{number}")
+            alone.subscribe(f"match:{number}")
+        stage.advance(0.5)
+        crash(stage, 0)
+        stage.advance(4.0)
+        for kind in ("chat", "match"):
+            for number in range(12):
+                channel = f"{kind}:{number}"
+                heard = [what for each in (1, 2) for what, name in stage.app(each).heard if name == channel]
+                assert heard[-1:] == ["vacated"], (channel, heard)
+        stage.advance(4.0)
+        for number in (1, 2):
+            owners = stage.shards[number].gateway.owners
+            assert owners is not None
+            assert (owners.counters.objects, owners.counters.members, owners._desk._entries) == (0, 0, {})
+        stage.errors.clear()
+
+
+def test_limits() -> None:
+    few = {**OPEN, "app": {"max_objects": 1, "max_commands": 2, "max_reported_members": 3}}
+    with Stage(Game, few) as stage:
+        ann, bob = stage.client(user="ann"), stage.client(user="bob")
+        ann.subscribe("match:1")
+        assert ann.rpc("match:1/add", {"by": 1}, seconds=1)["total"] == 1
+        ann.subscribe("match:2")
+        with pytest.raises(Refused, match="106"):
+            ann.rpc("match:2/add", {"by": 1}, seconds=1)
+        bob.subscribe("match:1")
+        calls = [ann.begin_rpc("match:1/who"), bob.begin_rpc("match:1/who")]
+        with pytest.raises(Refused, match="111"):
+            bob.rpc("match:1/who")
+        assert [call.result(1) for call in calls] == [["ann", "bob"]] * 2
+        owners = stage.shards[0].gateway.owners
+        assert owners is not None and owners.counters.refused_full >= 2
+        assert owners.counters.waiting == 0
+
+
+@owns("match:*")
+class Sick(Owned):
+    tick_seconds = 0.1
+
+    def opened(self, channel: str) -> None:
+        if channel == "match:0":
+            raise KeyError("no rules")
+
+    def tick(self, dt: float) -> None:
+        raise ValueError("no tick")
+
+    def snapshot(self) -> Any:
+        return None if self.app.is_well else {"object": object()}
+
+    def restore(self, state: Any) -> None:
+        pass
+
+    @command("fail")
+    def fail(self, member: Member) -> None:
+        raise RuntimeError("it does")
+
+    @command("ok")
+    def ok(self, member: Member) -> str:
+        return "ok"
+
+
+class Ward(App):
+    objects = (Sick,)
+    is_well = False
+
+
+def test_errors_of_an_object_are_its_own() -> None:
+    with Stage(Ward, OPEN) as stage:
+        ann = stage.client(user="ann")
+        ann.subscribe("match:0")
+        ann.subscribe("match:1")
+        with pytest.raises(Refused, match="100"):
+            ann.rpc("match:0/ok", seconds=1)
+        assert ann.rpc("match:1/ok", seconds=1) == "ok"
+        with pytest.raises(Refused, match="100"):
+            ann.rpc("match:1/fail")
+        stage.advance(1.5)
+        assert ann.rpc("match:1/ok", seconds=1) == "ok"
+        owners = stage.shards[0].gateway.owners
+        assert owners is not None and owners.counters.failed >= 1 and owners.counters.snapshots_failed >= 1
+        text = "\n".join(stage.errors)
+        for part in ("Sick.opened", "no rules", "Sick.tick", "Sick.fail", "for client", "Sick.snapshot"):
+            assert part in text
+        stage.app().is_well = True
+        stage.errors.clear()
+
+
+class Nothing(Game):
+    objects = ()
+    watch = ()
+
+
+def test_an_update_brings_objects_and_takes_them_away() -> None:
+    with Stage(Nothing, OPEN, shards=2) as stage:
+        clients = [stage.client(user=f"u{number}", shard=number) for number in range(2)]
+        for client in clients:
+            client.subscribe("match:1")
+            with pytest.raises(Refused, match="104"):
+                client.rpc("match:1/add", {"by": 1})
+        stage.update(Game)
+        totals = [client.rpc("match:1/add", {"by": 1}, seconds=1)["total"] for client in clients]
+        assert totals == [1, 2]
+        assert sorted(logged(stage, "match:1")) == ["joined u0", "joined u1", "opened"]
+        stage.update(Nothing)
+        stage.advance(1)
+        with pytest.raises(Refused, match="104"):
+            clients[0].rpc("match:1/add", {"by": 1})
+        for shard in stage.shards:
+            assert shard.gateway.owners is not None and not shard.gateway.owners._desk.holdings
+        # Whoever has the state next, goes on with it.
+        stage.update(Game)
+        assert clients[1].rpc("match:1/add", {"by": 1}, seconds=1)["total"] == 3
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"objects": (Owned,)}, "@owns is missing"),
+        ({"objects": (int,)}, "no subclass of spread.node.Owned"),
+        ({"watch": "chat:*"}, "several"),
+        ({"watch": ("chat:[",)}, "watch"),
+    ],
+)
+def test_an_app_that_is_wrong(attributes: dict[str, Any], why: str) -> None:
+    wrong = type("Wrong", (App,), attributes)
+    with Stage(Game, OPEN) as stage, pytest.raises(UpdateRefused, match=why):
+        stage.update(wrong)
