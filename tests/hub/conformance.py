@@ -348,7 +348,7 @@ class AwayConformance(_Cases):
         """Give it back, and wait until these are live."""
         self.give_back()
         for shard in shards:
-            await eventually(lambda shard=shard: shard.hub.is_live)
+            await eventually(lambda shard=shard: shard.hub.is_live and not shard.hub.counters.servers_away)
 
     async def test_what_waited_arrives_in_order(self) -> None:
         shard = await self.shard("a")
