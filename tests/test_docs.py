@@ -16,6 +16,7 @@ OTHER_FLAGS = {
     *("--channel", "--hello", "--host", "--once", "--port", "--stay"),  # spread chat
     *("--api", "--json", "--key", "--since", "--token", "--url"),  # spread tail, spread publish
     *("--secret-file", "--ttl", "--user"),  # spread token
+    "--one",  # spread reload
     *(
         "--quick",
         "--workload",

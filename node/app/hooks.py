@@ -178,7 +178,8 @@ class Hooks:
             stats.took(perf_counter() - began)
             self._log(hook, client, f"it has not answered after {self._seconds:g} s")
             self.waiting -= 1
-            result.errback(Failure(Refused(codes.INTERNAL_ERROR)))
+            if not result.called:  # else its client has gone, and it has gone on all the same
+                result.errback(Failure(Refused(codes.INTERNAL_ERROR)))
             answer.cancel()
 
         def cancelled() -> None:

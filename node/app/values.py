@@ -33,11 +33,13 @@ class Refuse(Exception):
 
     def __init__(self, code: int = 103, message: str = "permission denied", temporary: bool = False) -> None:
         super().__init__(code, message, temporary)
-        if code not in APP_ERRORS:
+        if type(code) is not int or code not in APP_ERRORS:
             raise ValueError(f"the code of an error is a number from 100 to 4999, not {code!r}")
+        if not isinstance(message, str):
+            raise ValueError(f"the message of an error is a text, not {message!r}")
         self.code = code
         self.message = message
-        self.temporary = temporary
+        self.temporary = bool(temporary)
 
     def __str__(self) -> str:
         return f"{self.code} {self.message}"
@@ -54,10 +56,10 @@ class Disconnect(Exception):
 
     def __init__(self, code: int = 4500, reason: str = "disconnected by the application") -> None:
         super().__init__(code, reason)
-        if code not in APP_DISCONNECTS:
+        if type(code) is not int or code not in APP_DISCONNECTS:
             raise ValueError(f"the code of a disconnect is a number from 3000 to 4999, not {code!r}")
-        if len(reason.encode()) > 123:
-            raise ValueError("the reason of a disconnect has 123 bytes at most")
+        if not isinstance(reason, str) or len(reason.encode()) > 123:
+            raise ValueError(f"the reason of a disconnect is a text of 123 bytes at most, not {reason!r}")
         self.code = code
         self.reason = reason
 

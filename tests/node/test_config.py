@@ -189,8 +189,8 @@ def said(error: pytest.ExceptionInfo[ConfigError]) -> str:
         ("[txt]\n", "spread.toml: unknown section txt; did you mean text?"),
         (
             "[game]\n",
-            "spread.toml: unknown section game; the sections are node, hub, text, app, client, channel, http_api, "
-            "websocket, http_stream, sse, emulation",
+            "spread.toml: unknown section game; the sections are node, hub, text, app, client, channel, "
+            "http_api, websocket, http_stream, sse, emulation",
         ),
         ("shard = '1'\n", "spread.toml: unknown section shard; did you mean node.shard?"),
         (
