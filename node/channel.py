@@ -1,7 +1,4 @@
-"""Channels of this shard: who is in them, and how an event reaches them.
-
-A channel exists here while it has members, or someone is about to become one. The hub is asked to hear it
-when it comes into being, and told to stop some time after it is empty.
+"""One channel on this shard: who is in it, and how an event reaches them.
 
 An event is encoded once for each encoder that has members, framed once for each of their codecs, and the
 same bytes go to all of them. A large channel is served in pieces, so that the shard can look after others
@@ -21,51 +18,22 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.python.failure import Failure
-
-from spread.hub.api import Broken, Event, History, Hub, Position, Publication
+from spread.hub.api import Broken, Event, History, Position, Publication
 from spread.node.codec import Codec, Encoder
 from spread.node.codec import Event as CodecEvent
-from spread.node.lens import Lens
 from spread.node.member import Groups, Member, ViewGroups, grouped, grouped_by_view
 from spread.node.metrics import ShardCounters
 from spread.node.outbox import Outbox
+from spread.node.recovery import Collector
 from spread.node.views import Sight
 
-__all__ = ["Channel", "Channels", "Collector", "Member"]
+__all__ = ["Channel"]
 
 MEMBERS_PER_STEP = 512
 """Members served between two looks at the clock: 512 appends are 0.05–0.1 ms."""
 
 SENDS_PER_STEP = 64
 """The same where each is served with a ``send`` of its own: 64 are 0.2 ms."""
-
-
-class Collector:
-    """What a channel fans out while somebody reads its history, to be joined with that.
-
-    :param limit: publications; one more and ``is_over`` is set, and nothing is kept.
-    """
-
-    __slots__ = ("_limit", "is_over", "publications")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.publications: list[Publication] = []
-        self.is_over = False
-
-    def add(self, publication: Publication) -> None:
-        """One more was fanned out."""
-        if len(self.publications) >= self._limit:
-            self.spoil()
-        if not self.is_over:
-            self.publications.append(publication)
-
-    def spoil(self) -> None:
-        """What is collected is not complete."""
-        self.is_over = True
-        self.publications.clear()
 
 
 class Channel:
@@ -472,115 +440,3 @@ class Channel:
             collector.spoil()
         for member in list(self.members.values()):
             member.broken()
-
-
-class Channels:
-    """All channels of this shard, and their subscriptions at the hub."""
-
-    def __init__(self, hub: Hub, counters: ShardCounters) -> None:
-        self._hub = hub
-        self._counters = counters
-        self._by_name: dict[str, Channel] = {}
-        self._lens: Lens | None = None
-        self.handed_over = 0
-        """Events that the hub has handed over to this shard; the fan-out counts them."""
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def __iter__(self) -> Iterator[Channel]:
-        return iter(self._by_name.values())
-
-    def get(self, name: str) -> Channel | None:
-        """The channel, if it has members here."""
-        return self._by_name.get(name)
-
-    @property
-    def lens(self) -> Lens | None:
-        """What the app makes of publications; to be set again when it would answer ``has_…`` otherwise."""
-        return self._lens
-
-    @lens.setter
-    def lens(self, lens: Lens | None) -> None:
-        self._lens = lens
-        for channel in list(self._by_name.values()):
-            channel.look(self.sight_of(channel.name))
-
-    def set_view(self, number: int, name: str, view: Hashable | None) -> None:
-        """Let the session of this number see a channel with another view; see ``Channel.set_view``. Does
-        nothing if it is no member of it.
-
-        :raises TypeError: this is no key of a dictionary.
-        """
-        channel = self._by_name.get(name)
-        member = None if channel is None else channel.members.get(number)
-        if channel is not None and member is not None:
-            channel.set_view(member, view)
-
-    def sight_of(self, name: str) -> Sight | None:
-        """What the app makes of the publications of a channel, whether it has members here or not."""
-        if self._lens is None:
-            return None
-        sight = Sight(self._lens, name, self._counters)
-        return sight if sight.has_views or sight.has_latest else None
-
-    def hold(self, name: str, history: History | None = None) -> Deferred[Channel]:
-        """Have a channel that is heard; it is kept until ``release``, with members or without.
-
-        Waits without limit while the hub is away: who holds has a deadline, and cancels.
-
-        :param history: what the channel keeps; the same for all who hold it.
-        :raises HubRefused: the hub forbids the channel.
-        """
-        channel = self._by_name.get(name)
-        if channel is None:
-            channel = Channel(name, history, self._counters, self.sight_of(name))
-            self._by_name[name] = channel
-        channel.joining += 1
-        if channel.is_live:
-            return succeed(channel)
-
-        def live(position: Position | None, channel: Channel = channel) -> Channel:
-            if not channel.is_live:
-                channel.is_live = True
-                channel.since = self.handed_over
-                channel.position = position
-            return channel
-
-        def failed(failure: Failure, channel: Channel = channel) -> Failure:
-            self.release(channel)
-            return failure
-
-        return self._hub.subscribe(name, history).addCallbacks(live, failed)
-
-    def release(self, channel: Channel) -> None:
-        """Hold it no more."""
-        channel.joining -= 1
-        self._drop_empty(channel)
-
-    def join(self, member: Member, name: str, history: History | None = None) -> Deferred[Channel]:
-        """Make a session a member once the channel is heard. Waits like ``hold``.
-
-        :raises HubRefused: the hub forbids the channel.
-        :raises Exception: what the app raises when it is asked for the view.
-        """
-
-        def held(channel: Channel) -> Channel:
-            try:
-                member.view = channel.view_of(member.number)
-                channel.add(member)
-            finally:
-                self.release(channel)
-            return channel
-
-        return self.hold(name, history).addCallback(held)
-
-    def leave(self, member: Member, channel: Channel) -> None:
-        """Take a session out of a channel. Idempotent."""
-        if channel.remove(member):
-            self._drop_empty(channel)
-
-    def _drop_empty(self, channel: Channel) -> None:
-        if not channel.members and not channel.joining and self._by_name.get(channel.name) is channel:
-            del self._by_name[channel.name]
-            self._hub.unsubscribe(channel.name)

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from spread.hub.api import Event, Hub, Publication
 from spread.hub.reactor import Clock, Timer
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.cork import Cork
 from spread.node.metrics import ShardCounters
 from spread.node.pressure import Pressure

@@ -21,7 +21,7 @@ from spread.node.api.http import api_paths, api_resource
 from spread.node.api.methods import Methods
 from spread.node.app.host import AppHost
 from spread.node.auth.verifiers import token_verifiers
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.clients import Clients
 from spread.node.codes import Disconnect
 from spread.node.control import Control

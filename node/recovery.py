@@ -13,7 +13,33 @@ from typing import cast
 
 from spread.hub.api import Position, Publication, Stream
 
-__all__ = ["newest", "recovered"]
+__all__ = ["Collector", "newest", "recovered"]
+
+
+class Collector:
+    """What a channel fans out while somebody reads its history, to be joined with that.
+
+    :param limit: publications; one more and ``is_over`` is set, and nothing is kept.
+    """
+
+    __slots__ = ("_limit", "is_over", "publications")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.publications: list[Publication] = []
+        self.is_over = False
+
+    def add(self, publication: Publication) -> None:
+        """One more was fanned out."""
+        if len(self.publications) >= self._limit:
+            self.spoil()
+        if not self.is_over:
+            self.publications.append(publication)
+
+    def spoil(self) -> None:
+        """What is collected is not complete."""
+        self.is_over = True
+        self.publications.clear()
 
 
 def recovered(

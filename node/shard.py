@@ -26,7 +26,7 @@ from spread.hub.reactor import Timer
 from spread.node.addresses import Address, parse_address
 from spread.node.app.load import Loaded
 from spread.node.app.updating import Updating, line_of
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.codes import SHUTDOWN
 from spread.node.cork import Cork
 from spread.node.edge.text import TextFactory

@@ -21,7 +21,7 @@ from twisted.web.server import Site
 
 from spread.hub.api import Event, Publication, ShardIdentity
 from spread.hub.memory import Exchange, MemoryHub
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.codec import Codec
 from spread.node.cork import Cork
 from spread.node.encoders import TEXT

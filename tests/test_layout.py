@@ -158,7 +158,10 @@ def test_txredisapi_is_for_links(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        *(f"node/{name}.py" for name in ("channel", "clients", "fanout", "outbox", "pressure", "recovery")),
+        *(
+            f"node/{name}.py"
+            for name in ("channel", "channels", "clients", "fanout", "outbox", "pressure", "recovery")
+        ),
         *(source for source in SOURCES if source.startswith("node/session/")),
     ],
 )

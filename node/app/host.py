@@ -39,7 +39,7 @@ from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
 from spread.node.app.timers import HELD, Timers
 from spread.node.app.values import DROP, Identity, Subscribing
 from spread.node.app.watch import Watch
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from spread.hub.api import Hub
 from spread.hub.reactor import Clock
 from spread.node.auth.tokens import ConnectionToken, SubscriptionToken
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.codes import Disconnect, Error
 from spread.node.limits import Rate
 from spread.node.metrics import ShardCounters

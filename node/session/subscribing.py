@@ -25,11 +25,11 @@ from spread.node.auth.jwks import JwksUnavailable
 from spread.node.auth.keys import TokenExpired, TokenInvalid
 from spread.node.auth.permissions import may_read_history, may_see_presence, may_subscribe
 from spread.node.auth.tokens import Overrides, SubscriptionOptions
-from spread.node.channel import Channel, Collector
+from spread.node.channel import Channel
 from spread.node.codec import Codec
 from spread.node.encoders import data_for, recovered_for
 from spread.node.namespaces import ChannelOptions
-from spread.node.recovery import newest, recovered
+from spread.node.recovery import Collector, newest, recovered
 from spread.node.session.shared import Ended, Refused, Shared
 from spread.node.session.subscription import Owner, Subscription
 from spread.node.tables import TABLES_CHANNEL

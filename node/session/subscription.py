@@ -27,7 +27,7 @@ class Owner(Protocol):
 
 
 class Subscription:
-    """See ``channel.Member``."""
+    """See ``member.Member``."""
 
     __slots__ = (
         "announces",
@@ -74,21 +74,21 @@ class Subscription:
         self.expire_at = expire_at
         """Seconds since 1970; 0: never."""
         self.view = view
-        """See ``channel.Member``."""
+        """See ``member.Member``."""
 
     @property
     def client(self) -> str:
-        """See ``channel.Member``."""
+        """See ``member.Member``."""
         return self.info.client
 
     @property
     def number(self) -> int:
-        """See ``channel.Member``."""
+        """See ``member.Member``."""
         return self.owner.number
 
     @property
     def outbox(self) -> Outbox:
-        """See ``channel.Member``."""
+        """See ``member.Member``."""
         return self.owner.outbox
 
     def set_view(self, view: Hashable | None) -> None:
@@ -99,6 +99,6 @@ class Subscription:
         self.channel.set_view(self, view)
 
     def broken(self) -> None:
-        """See ``channel.Member``."""
+        """See ``member.Member``."""
         if self.is_positioned:
             self.owner.lost_position(self)

@@ -8,7 +8,7 @@ from typing import Protocol
 from spread.hub.api import PLAIN, History, Hub, PublishOptions
 from spread.hub.reactor import Clock
 from spread.node.auth.permissions import may_use_text
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import Pressure

@@ -123,11 +123,11 @@ class Session:
 
     @property
     def hears_joins(self) -> bool:
-        """See ``channel.Member``: people who type are not told of machines that come and go."""
+        """See ``member.Member``: people who type are not told of machines that come and go."""
         return False
 
     def broken(self) -> None:
-        """See ``channel.Member``: the text protocol has no positions."""
+        """See ``member.Member``: the text protocol has no positions."""
 
     @property
     def _is_alive(self) -> bool:

@@ -33,7 +33,7 @@ from spread.node.app.app import App
 from spread.node.app.host import AppHost
 from spread.node.app.load import Loaded
 from spread.node.app.update import Updater, UpdateRefused
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.codes import SHUTDOWN
 from spread.node.config import load
 from spread.node.cork import Cork

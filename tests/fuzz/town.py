@@ -15,7 +15,7 @@ from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 
 from spread.hub.api import Load
 from spread.hub.memory import Exchange, MemoryHub
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.codec import Codec
 from spread.node.codes import SLOW, Disconnect
 from spread.node.cork import Cork

@@ -15,7 +15,7 @@ from spread.hub.memory import Exchange, MemoryHub
 from spread.node import codes
 from spread.node.auth.keys import TokenKeys, sign
 from spread.node.auth.tokens import ConnectionToken, SubscriptionToken, TokenVerifier
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.clients import Clients
 from spread.node.codec import Codec
 from spread.node.control import Control

@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 from spread.hub.api import Broken, ClientInfo, Format, Joined, Left, Position, Publication
 from spread.hub.memory import Exchange, MemoryHub
 from spread.node import channel as channel_module
-from spread.node.channel import Channel, Channels
+from spread.node.channel import Channel
+from spread.node.channels import Channels
 from spread.node.codec import Codec, Encoder, Event
 from spread.node.cork import Cork
 from spread.node.encoders import codec_of, encode_text

@@ -12,7 +12,7 @@ from spread.hub.api import Format, Publication
 from spread.hub.memory import Exchange, MemoryHub
 from spread.node import channel as channel_module
 from spread.node import fanout as fanout_module
-from spread.node.channel import Channels
+from spread.node.channels import Channels
 from spread.node.cork import Cork
 from spread.node.fanout import (
     PUBLICATION_BYTES,
