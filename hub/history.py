@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from spread.hub.api import Ancestor, History, HubCounters, Position, Publication, Stream
+from spread.hub.commands import MAY_BE_LOST
 from spread.hub.envelope import OFFSET_DIGITS, MalformedEnvelope, UnknownVersion, unpack
 from spread.hub.epochs import drawn_epoch
 from spread.hub.errors import HubRefused, HubUnavailable, LinkLost, ReplyError
 from spread.hub.keys import Keys
 from spread.hub.link import Link
-from spread.hub.publish import MAY_BE_LOST
 from spread.hub.scripts import run, run_script
 
 __all__ = ["Histories"]

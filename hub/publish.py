@@ -35,10 +35,9 @@ is then sent again under its old sequence, and receivers take it for a double. R
 starts or has been demoted, so this needs it to change its mind within one pipeline and to vanish before its
 answers arrive.
 
-A plain publication is a bare PUBLISH. One that is kept, or has an idempotency key, is a script that leaves
-in the same order on the same connection: by its hash, but the first of a connection whole. The server may
-forget scripts (SCRIPT FLUSH); what it then answers is handled as "later". A second try of a publication
-that is kept says so, and the script gives the position of the first: so nothing is kept twice either.
+What they look like there, PUBLISH or script, is told in ``commands``. That the server has forgotten a script
+is handled as "later". A second try of a publication that is kept says so, and the script gives the position
+of the first: so nothing is kept twice either.
 
 In a cluster there is a journal for each group, and one sequence for all of them. A publication that is
 answered "moved" was certainly not done: it waits, and the hub takes it out when it knows who serves its slot
@@ -67,32 +66,20 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Ownership, Position, PublishOptions
+from spread.hub.api import PLAIN, Format, HubCounters, Joined, Left, Position, PublishOptions
+from spread.hub.commands import Commands
 from spread.hub.entry import DONE, KEPT, SENT, WAITING, Entry, JournalLimits, Room
-from spread.hub.envelope import (
-    KIND_JOINED,
-    KIND_LEFT,
-    KIND_PUBLICATION,
-    OFFSET_DIGITS,
-    pack,
-    pack_meta,
-    pack_parts,
-)
-from spread.hub.epochs import drawn_epoch
+from spread.hub.envelope import KIND_JOINED, KIND_LEFT, KIND_PUBLICATION, OFFSET_DIGITS, pack_meta
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull, LinkLost, ReplyError
 from spread.hub.link import CommandProtocol
-from spread.hub.owners import REFUSED, fence_arguments, fenced
+from spread.hub.owners import REFUSED, fenced
 from spread.hub.reactor import Clock, Timer
 from spread.hub.replicas import Replicas
-from spread.hub.scripts import script
 
-__all__ = ["RESULT_SECONDS", "Journal", "JournalLimits"]
+__all__ = ["Journal", "JournalLimits"]
 
 LATER_SECONDS = 0.1
 """Pause after the server said "later", before it is asked again."""
-
-RESULT_SECONDS = 300
-"""How long the result of a publication with an idempotency key is remembered."""
 
 ELSEWHERE = frozenset({"MOVED", "ASK"})
 """Codes that mean: not done, the slot is served elsewhere."""
@@ -105,10 +92,6 @@ UNDECIDED = "UNDECIDED"
 
 TEMPORARY = frozenset({"OOM", "MISCONF"})
 """Codes that mean: not done, and it may take a person to change that."""
-
-MAY_BE_LOST = b"l"
-"""After a failover: some of what was acknowledged may be missing in the promoted replica. Also with
-``min_replicas``: it tells how many had it, and not which, and another one may have been promoted."""
 
 
 class Journal:
@@ -133,12 +116,9 @@ class Journal:
         self.target: Callable[[ReplyError], CommandProtocol | None] = lambda error: None
         """In a cluster: the connection to whom an "ask" names, if it is up."""
         self.room = Room(limits, counters)
-        self._publish_command = publish_command
-        # Scripts do without the usual one.
-        self._script_command = () if publish_command == b"PUBLISH" else (publish_command,)
+        self._commands = Commands(publish_command, incarnation)
         self._clock = clock
         self._hub = hub
-        self._incarnation = incarnation
         self._limits = limits
         self._counters = counters
         self._connection: CommandProtocol | None = None
@@ -160,8 +140,6 @@ class Journal:
         self._replicas_elsewhere: dict[CommandProtocol, Replicas[Entry]] = {}
         self._expiry: Timer | None = None
         self._later: Timer | None = None
-        # Scripts that this connection has been sent whole.
-        self._known_scripts: set[str] = set()
         self._is_stopped = False
 
     def publish(
@@ -228,7 +206,7 @@ class Journal:
     def link_up(self, connection: CommandProtocol) -> None:
         """A connection is ready: send what waits."""
         self._connection = connection
-        self._known_scripts.clear()
+        self._commands.forget()
         self._replicas = self._replicas_of(connection) if self._limits.min_replicas else None
         self._send_waiting()
 
@@ -311,10 +289,11 @@ class Journal:
         self._counters.publish_retries += 1
         target = self.target(error) if is_kept and error.code == "ASK" else None
         if target is not None:
-            target.submit(_Nobody(), b"ASKING")
             entry.is_asked = entry.is_moved = True
             self._in_flight += 1
-            self._send_kept(target, entry, (b"EVAL", script("publish")[0]), self._last_asked)
+            before = self._last_asked.get(entry.key)
+            self._last_asked[entry.key] = entry
+            self._commands.ask(target, entry, before)
             if self._limits.min_replicas:
                 self._replicas_elsewhere = {
                     c: r for c, r in self._replicas_elsewhere.items() if not r.is_idle
@@ -388,7 +367,7 @@ class Journal:
         elif isinstance(error, ReplyError) and error.code in ELSEWHERE:
             self._is_elsewhere(entry, error)
         elif isinstance(error, ReplyError) and (error.is_later or error.code in NOT_NOW):
-            self._known_scripts.clear()
+            self._commands.forget()
             if entry.is_unsure and not entry.is_told_again():
                 self._fail(entry, HubUnavailable(self._hub, f"{error}; whether it was taken is unknown"))
             else:
@@ -442,84 +421,13 @@ class Journal:
         entry.state = SENT
         self._in_flight += 1
         if entry.options.history is not None:
-            self._send_kept(connection, entry, self._script("publish"), self._last)
+            before = self._last.get(entry.key)
+            self._last[entry.key] = entry
+            self._commands.submit_kept(connection, entry, before)
             if self._replicas is not None:
                 self._replicas.sent(entry)
-            return
-        message = pack(
-            entry.kind,
-            entry.format,
-            self._incarnation,
-            entry.sequence,
-            entry.session,
-            entry.data,
-            entry.meta,
-            entry.options.delta,
-        )
-        if entry.options.fence is not None:
-            run = self._script("publish_fenced")
-            rest = RESULT_SECONDS, self._publish_command, *fence_arguments(entry.options.fence)
-            connection.submit(entry, *run, len(entry.keys), *entry.keys, entry.key, message, *rest)
-        elif entry.keys:
-            run = self._script("publish_once")
-            arguments = entry.key, message, RESULT_SECONDS, *self._script_command
-            connection.submit(entry, *run, 1, *entry.keys, *arguments)
         else:
-            connection.submit(entry, self._publish_command, entry.key, message)
-
-    def _send_kept(
-        self,
-        connection: CommandProtocol,
-        entry: Entry,
-        run: tuple[bytes, bytes],
-        last: dict[bytes, Entry],
-    ) -> None:
-        before = last.get(entry.key)
-        last[entry.key] = entry
-        options = entry.options
-        history = options.history
-        assert history is not None
-        head, tail = pack_parts(
-            entry.format,
-            self._incarnation,
-            entry.sequence,
-            entry.session,
-            entry.data,
-            entry.meta,
-            options.delta,
-        )
-        connection.submit(
-            entry,
-            *run,
-            len(entry.keys),
-            *entry.keys,
-            entry.key,
-            head,
-            tail,
-            history.size,
-            history.ttl_seconds,
-            history.meta_ttl_seconds,
-            entry.sequence,
-            (b"2" if entry.is_moved else b"1") if entry.is_unsure else b"0",
-            b"%020d" % options.version if options.version else b"",
-            options.version_epoch,
-            RESULT_SECONDS,
-            drawn_epoch(),
-            connection.generation,
-            MAY_BE_LOST,
-            0 if before is None else before.sequence,
-            *(self._script_command if options.fence is None else self._fenced_command(options.fence)),
-        )
-
-    def _fenced_command(self, fence: Ownership) -> tuple[bytes, bytes, int]:
-        return self._publish_command, *fence_arguments(fence)
-
-    def _script(self, name: str) -> tuple[bytes, bytes]:
-        source, digest = script(name)
-        if name in self._known_scripts:
-            return b"EVALSHA", digest
-        self._known_scripts.add(name)
-        return b"EVAL", source
+            self._commands.submit(connection, entry)
 
     def _send_waiting(self) -> None:
         while self._unsent and self._connection is not None and self._later is None and not self._holds:
@@ -573,16 +481,6 @@ class Journal:
         self._close(entry)
         self._counters.publish_failures += 1
         entry.result.errback(error)
-
-
-class _Nobody:
-    """Waits for the reply to ASKING: the command behind it tells the same."""
-
-    def callback(self, reply: Any) -> None:
-        pass
-
-    def errback(self, failure: Any) -> None:
-        pass
 
 
 def _position(reply: bytes) -> Position:
