@@ -196,6 +196,16 @@ class App:
         """How many are in a channel: ``num_clients`` and ``num_users``."""
         return self._does.presence_stats(channel)
 
+    # -- what it can do: clients ----------------------------------------------------------------------------
+
+    def clients_here(self, channel: str = "") -> list[Client]:
+        """The clients of this shard: those that ``connected`` has told of, and ``disconnected`` has not.
+
+        :param channel: only those who are in it; "": all.
+        """
+        clients = self._does.clients()
+        return [client for client in clients if not channel or channel in client.channels]
+
     # -- what it can do: clients, on any shard --------------------------------------------------------------
 
     def send(self, data: Any, *, user: str | None = None, client: str = "") -> Deferred[int]:

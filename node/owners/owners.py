@@ -281,6 +281,12 @@ class Owners:
         for shard in others:
             self._ask(shard, Bye(), bytes).addErrback(_unheard)
 
+    @property
+    def objects(self) -> dict[str, Owned]:
+        """Those that run here, by channel."""
+        holdings = self._desk.holdings
+        return {each.channel: each.running.object for each in holdings if each.running is not None}
+
     def metrics(self) -> Iterable[Metric]:
         """For Prometheus."""
         return families(self.counters, len(self._live.shards))

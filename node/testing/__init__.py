@@ -12,5 +12,16 @@ All but the sockets is what runs in a shard: sessions, channels, fan-out, limits
 
 from spread.node.testing.client import Asked, Closed, FakeClient, NoAnswer, Received, Refused
 from spread.node.testing.stage import AppErrors, Stage
+from spread.node.testing.text import FakeTextClient
 
-__all__ = ["AppErrors", "Asked", "Closed", "FakeClient", "NoAnswer", "Received", "Refused", "Stage"]
+__all__ = [
+    "AppErrors",
+    "Asked",
+    "Closed",
+    "FakeClient",
+    "FakeTextClient",
+    "NoAnswer",
+    "Received",
+    "Refused",
+    "Stage",
+]

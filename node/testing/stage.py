@@ -37,16 +37,21 @@ from spread.node.channels import Channels
 from spread.node.codes import SHUTDOWN
 from spread.node.config import load
 from spread.node.cork import Cork
+from spread.node.edge.text import TextFactory
 from spread.node.fanout import Fanout
 from spread.node.gateway import Gateway
 from spread.node.limits import Admission
 from spread.node.live_tables import LiveTables
 from spread.node.metrics import ShardCounters
 from spread.node.namespaces import Namespaces
+from spread.node.owners.owned import Owned
+from spread.node.owners.owners import RETIRE_SECONDS
 from spread.node.pressure import Pressure
+from spread.node.session.surroundings import Surroundings
 from spread.node.settings import Settings
 from spread.node.tables import TABLES_CHANNEL, Tables
 from spread.node.testing.client import FakeClient, NoAnswer
+from spread.node.testing.text import FakeTextClient
 
 __all__ = ["AppErrors", "Shard", "Stage"]
 
@@ -86,6 +91,7 @@ class Shard:
         pressure = Pressure(clock, self.hub, self.counters)
         personal = settings.client.subscribe_to_user_personal_channel
         namespaces = Namespaces(settings.channel, personal.personal_channel_namespace)
+        self.has_ended = False
         self.tables: LiveTables | None = None
         if settings.app.tables:
             history = namespaces.options(TABLES_CHANNEL)
@@ -99,6 +105,8 @@ class Shard:
                 max_bytes=settings.app.tables_max_bytes,
                 in_thread=maybeDeferred,
             )
+        numbers = count(1)
+        admission = Admission(settings.node.max_clients, settings.node.max_clients_per_address)
         self.gateway = Gateway(
             clock,
             settings,
@@ -108,8 +116,8 @@ class Shard:
             pressure=pressure,
             counters=self.counters,
             cork=self._cork,
-            admission=Admission(settings.node.max_clients, settings.node.max_clients_per_address),
-            numbers=count(1),
+            admission=admission,
+            numbers=numbers,
             incarnation=incarnation,
             version="0",
             number=lambda: number,
@@ -132,6 +140,18 @@ class Shard:
         )
         assert self.gateway.app is not None
         self.host: AppHost = self.gateway.app
+        surroundings = Surroundings(
+            clock,
+            self.hub,
+            self.channels,
+            pressure,
+            self.counters,
+            settings.text,
+            settings.hub,
+            namespaces,
+            self.host,
+        )
+        self.text = TextFactory(surroundings, admission, self._cork, numbers, settings.node.outbox_max_bytes)
         self._loaded = _loaded(app_class)
         self._loader = _Loader()
         self._updater = Updater(
@@ -169,16 +189,31 @@ class Shard:
     async def stop(self) -> None:
         """As ``shard.Shard.stop``."""
         await self.host.stop()
+        self.text.stop_reading()
         self.gateway.close()
+        self.text.say_goodbye(self.number)
         self.gateway.end_all(SHUTDOWN)
 
     def end(self) -> None:
-        """Nothing goes on."""
+        """Nothing goes on. Idempotent."""
+        self.has_ended = True
         if self.tables is not None:
             self.tables.stop()
         self.gateway.stop()
+        self.text.cut_all()
         self.host.end()
         self.hub.stop()
+
+    def die(self) -> None:
+        """As if its process had been killed: nobody is told, and nothing of the app runs any more."""
+        self.hub.stop()
+        self.host._has = frozenset()
+        self.end()
+
+    @property
+    def objects(self) -> dict[str, Owned]:
+        """The objects that are here, by channel."""
+        return {} if self.gateway.owners is None or self.has_ended else self.gateway.owners.objects
 
 
 class Stage:
@@ -198,7 +233,7 @@ class Stage:
     ) -> None:
         self.settings = settings = _settings(config, tables)
         self.clock = Clock()
-        self.clients: list[FakeClient] = []
+        self.clients: list[FakeClient | FakeTextClient] = []
         self.errors: list[str] = []
         """What has gone wrong in the app so far, as a shard logs it. Clear it, if it was to be expected."""
         self.exchange = Exchange(self.clock, publish_seconds=settings.hub.publish_seconds)
@@ -220,7 +255,8 @@ class Stage:
     ) -> None:
         try:
             for shard in self.shards:
-                self.wait(Deferred.fromCoroutine(shard.stop()), self.hook_seconds)
+                if not shard.has_ended:
+                    self.wait(Deferred.fromCoroutine(shard.stop()), self.stop_seconds)
         finally:
             self._end()
         if error is None and self.errors:
@@ -236,6 +272,11 @@ class Stage:
     def hook_seconds(self) -> float:
         """How long a hook may take."""
         return self.settings.app.hook_seconds
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a shard may take to stop: its app, and objects that are handed over."""
+        return self.hook_seconds + RETIRE_SECONDS + 1.0
 
     # -- who is on it ---------------------------------------------------------------------------------------
 
@@ -259,10 +300,59 @@ class Stage:
         :raises Refused: ``connecting`` has refused it.
         :raises Closed: so has the shard, or the app has with ``Disconnect``.
         """
-        client = FakeClient(self, self.shards[shard], user, transport)
+        client = FakeClient(self, self._living(shard), user, transport)
         self.clients.append(client)
         client.connect(token, data)
         return client
+
+    def text_client(self, *, shard: int = 0) -> FakeTextClient:
+        """A client of the text protocol, as ``nc`` is one; it is in the channel ``text.channel``.
+
+        Whether it was let in, its ``lines`` say.
+        """
+        client = FakeTextClient(self, self._living(shard))
+        self.clients.append(client)
+        self.settle()
+        return client
+
+    def owner(self, channel: str) -> int | None:
+        """The number of the shard that owns a channel (``@owns``); ``None``: no shard does just now."""
+        return next((shard.number for shard in self.shards if channel in shard.objects), None)
+
+    def owned(self, channel: str) -> Any:
+        """The object that a channel has, to look at it.
+
+        :raises LookupError: it has none just now.
+        """
+        for shard in self.shards:
+            if channel in shard.objects:
+                return shard.objects[channel]
+        raise LookupError(f"no shard has an object for {channel!r}; see App.objects, and who is in there")
+
+    def _living(self, number: int) -> Shard:
+        if not 0 <= number < len(self.shards):
+            raise LookupError(f"there are shards 0 to {len(self.shards) - 1}, and no {number}")
+        shard = self.shards[number]
+        if shard.has_ended:
+            raise LookupError(f"shard {number} has ended")
+        return shard
+
+    # -- what becomes of shards -----------------------------------------------------------------------------
+
+    def kill(self, shard: int) -> None:
+        """Let a shard die as by SIGKILL: its clients are cut off, its app is told nothing.
+
+        The others find out within 1.5 s; ``advance`` so far to see another one take over its channels.
+        """
+        self._living(shard).die()
+        self.settle()
+
+    def stop(self, shard: int) -> None:
+        """Let a shard stop as by SIGTERM: it hands its channels over, and says goodbye to its clients."""
+        ending = self._living(shard)
+        self.wait(Deferred.fromCoroutine(ending.stop()), self.stop_seconds)
+        ending.end()
+        self.settle()
 
     def update(self, app_class: type[App]) -> None:
         """Let a newer version of the app take over on all shards, as ``spread reload`` does.
@@ -270,7 +360,8 @@ class Stage:
         :raises UpdateRefused: the old one goes on.
         """
         for shard in self.shards:
-            self.wait(Deferred.fromCoroutine(shard.update(app_class)), self.settings.app.load_seconds)
+            if not shard.has_ended:
+                self.wait(Deferred.fromCoroutine(shard.update(app_class)), self.settings.app.load_seconds)
 
     # -- time -----------------------------------------------------------------------------------------------
 

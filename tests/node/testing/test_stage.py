@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from spread.node import DROP, App, Client, Disconnect, Identity, Refuse, Subscribing, every, remote, rpc
+from spread.node import (
+    DROP,
+    App,
+    Client,
+    Disconnect,
+    Identity,
+    Owned,
+    Refuse,
+    Subscribing,
+    command,
+    every,
+    owns,
+    remote,
+    rpc,
+)
 from spread.node.app.update import UpdateRefused
 from spread.node.config import ConfigError
 from spread.node.testing import AppErrors, Closed, NoAnswer, Refused, Stage
+from tests.node.tables import ITEMS, put, table
 
 OPEN = {
     "channel": {
@@ -238,3 +254,132 @@ def test_an_app_that_must_not_run() -> None:
         pass
     with pytest.raises(ConfigError, match="did you mean"):
         Stage(Game, {"channel": {"without_namespaces": {}}})
+
+
+class Wall(Game):
+    def connecting(self, client: Client) -> Identity:
+        return Identity(user="")
+
+    def subscribing(self, client: Client, channel: str) -> Any:
+        if channel == "attic":
+            raise Refuse(4003, "not up there")
+        return Subscribing()
+
+    async def publishing(self, client: Client, channel: str, data: Any) -> Any:
+        if data == "away":
+            raise Disconnect(4500, "go away")
+        return await super().publishing(client, channel, data)
+
+    def connected(self, client: Client) -> None:
+        self.told.append(("hello", client.transport))
+
+
+def test_text_clients() -> None:
+    with Stage(Wall, OPEN, shards=2) as stage:
+        tom, tim = stage.text_client(), stage.text_client(shard=1)
+        alice = stage.client()
+        alice.subscribe("lobby")
+        tom.say("hi")
+        tom.say("drop")
+        tom.say("slow")
+        tom.say("after")  # does not overtake it
+        assert (tim.lines[1:], alice.publications("lobby")) == (["hi"], ["hi"])
+        stage.advance(2.0)
+        assert tim.lines[1:] == ["hi", "slow", "after"]
+        alice.publish("lobby", {"n": 1})
+        assert tim.lines[-1] == '{"n":1}'
+        tom.say("/join attic")
+        tom.say("/join kitchen")
+        assert tom.lines[-1] == "error: not up there"
+        assert [list(client.channels) for client in stage.app().clients_here()] == [["lobby"], ["kitchen"]]
+        assert [client.transport for client in stage.app().clients_here("kitchen")] == ["text"]
+        tim.close()
+        assert stage.app(1).clients_here() == []
+        tom.say("away")
+        assert (tom.is_closed, tom.lines[-1]) == (True, "error: go away")
+        with pytest.raises(ConnectionError, match="go away"):
+            tom.say("once more")
+
+
+@owns("count:*")
+class Counter(Owned):
+    tick_seconds = 0.1
+
+    def opened(self, channel: str) -> None:
+        self.total = 0
+
+    def snapshot(self) -> Any:
+        return self.total
+
+    def restore(self, state: Any) -> None:
+        self.total = state
+
+    def tick(self, dt: float) -> None:
+        self.publish([self.epoch, self.total])
+
+    @command("add")
+    def add(self, member: Any, params: int) -> int:
+        self.total += params
+        return self.total
+
+
+class Counting(Wall):
+    objects = (Counter,)
+
+
+SPACES = {"channel": {"namespaces": [{"name": "count"}]}}
+
+
+def test_an_owner_is_killed_and_another_stops() -> None:
+    with Stage(Counting, SPACES, shards=3) as stage:
+        people = [stage.client(shard=number) for number in range(3)]
+        for each in people:
+            each.subscribe("count:1")
+        assert [each.rpc("count:1/add", 1) for each in people] == [1, 2, 3]
+        stage.advance(1.1)  # a snapshot is made each second
+        people[0].rpc("count:1/add", 100)
+        first = stage.owner("count:1")
+        assert first is not None and stage.owned("count:1").total == 103
+        stage.kill(first)
+        assert (people[first].closed is not None, stage.owner("count:1")) == (True, None)
+        with pytest.raises(LookupError, match="no shard has an object"):
+            stage.owned("count:1")
+        left = [number for number in range(3) if number != first]
+        assert stage.advance_until(lambda: stage.owner("count:1") is not None, 3.0)
+        (second,) = [number for number in left if number == stage.owner("count:1")]
+        (third,) = [number for number in left if number != second]
+        assert people[third].rpc("count:1/add", 1, seconds=1.0) == 4  # as the last snapshot had it
+        stage.stop(second)
+        assert people[second].closed == (3001, "shutdown")
+        assert stage.owner("count:1") == third
+        assert people[third].rpc("count:1/add", 1, seconds=1.0) == 5  # nothing is lost
+        stage.advance(0.1)
+        assert people[third].publications("count:1")[-1] == [3, 5]
+        for gone in (first, second, 7):
+            with pytest.raises(LookupError, match=r"ended|no 7"):
+                stage.client(shard=gone)
+        assert stage.app(first).told == [("hello", "websocket")]  # the dead are told nothing
+
+
+class Smithy(Counting):
+    def check(self) -> None:
+        assert self.tables.items["sword"].damage < 50, "nobody could bear that"
+
+    @rpc("damage")
+    def damage(self, client: Client, params: str) -> int:
+        damage: int = self.tables.items[params].damage
+        return damage
+
+
+def test_tables_and_their_changes(tmp_path: Path) -> None:
+    put(tmp_path, ITEMS)
+    with Stage(Smithy, SPACES, tables=str(tmp_path)) as stage:
+        alice = stage.client()
+        assert alice.rpc("damage", "sword") == 5
+        alice.subscribe("$tables")
+        put(tmp_path, table("items", "id", {"id": "str", "damage": "int"}, ["sword", 7]))
+        stage.advance(5.0)
+        assert alice.rpc("damage", "sword") == 7
+        assert [list(each["tables"]) for each in alice.publications("$tables")] == [["items"]]
+    with pytest.raises(AttributeError, match="items"), Stage(Smithy, SPACES):
+        pass
