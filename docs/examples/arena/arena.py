@@ -1,6 +1,6 @@
 """The arena: players move and shoot in matches of twenty, on the shard that owns their match.
 
-    Arena   the app: names of those who connect, and which state a slow client may skip
+    Arena   the app: who those are that connect, and which states a slow client may skip
     Hall    the channel ``hall``, where everybody is: gives seats in matches
     Match   one channel ``match:N``: the state of its game, twenty ticks a second
 
@@ -10,7 +10,8 @@ and arenas are like in the tables.
 
 from __future__ import annotations
 
-import random
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import game
@@ -21,6 +22,13 @@ from spread.node import App, Client, Identity, Owned, Refuse, command, owns
 
 SEATS = 20
 NAME_MAX_CHARACTERS = 16
+SECRET_MIN_CHARACTERS = 16
+
+BAD_NAME, NOT_IN_MATCH, MATCH_FULL = 4001, 4002, 4003
+"""Codes of refusals, which the page knows."""
+
+PLAN_TICKS = 20
+"""How often the plan of the arena comes with the state, since a new version or new tables may change it."""
 
 
 class Enter(msgspec.Struct):
@@ -30,7 +38,7 @@ class Enter(msgspec.Struct):
 
 
 class Move(msgspec.Struct):
-    """Where a player wants to go: a direction, each part from -1 to 1."""
+    """Where a player wants to go: a direction, of length 1 for full speed."""
 
     dx: float
     dy: float
@@ -42,38 +50,51 @@ class Shoot(msgspec.Struct):
     angle: float
 
 
+class Seat(msgspec.Struct):
+    """In the hall: who sits in which match."""
+
+    match: str
+    away: float = 0.0
+    """Seconds since its player has left."""
+
+
 @owns("hall")
 class Hall(Owned):
-    """Who sits in which match. A seat is free again when its player's connection has gone."""
+    """Who sits in which match. A seat is kept for a moment when its player's connection has gone."""
 
-    tick_seconds = 0.0
+    tick_seconds = 1.0
+    seats: dict[str, Seat]
 
     def opened(self, channel: str) -> None:
-        self.seats: dict[str, str] = {}
+        self.seats = {}
 
     def snapshot(self) -> Any:
-        return self.seats
+        return msgspec.to_builtins(self.seats)
 
     def restore(self, state: Any) -> None:
-        self.seats = dict(state)
+        self.seats = msgspec.convert(state, dict[str, Seat])
 
-    def left(self, member: Any) -> None:
-        self.seats.pop(member.id, None)
+    def tick(self, dt: float) -> None:
+        here = {member.user for member in self.members.values()}
+        for user, seat in list(self.seats.items()):
+            seat.away = 0.0 if user in here else seat.away + dt
+            if seat.away > game.AWAY_SECONDS:
+                del self.seats[user]
 
     @command("seat")
     def seat(self, member: Any, params: None) -> str:
         """The match in which this player plays: the fullest with a free seat."""
-        match = self.seats.get(member.id)
-        if match is None:
+        seat = self.seats.get(member.user)
+        if seat is None:
             taken: dict[str, int] = {}
-            for name in self.seats.values():
-                taken[name] = taken.get(name, 0) + 1
+            for each in self.seats.values():
+                taken[each.match] = taken.get(each.match, 0) + 1
+            new = next(
+                name for number in range(len(taken) + 1) if (name := f"match:{number + 1}") not in taken
+            )
             free = [name for name, count in taken.items() if count < SEATS]
-            numbers = {int(name.partition(":")[2]) for name in taken}
-            new = next(number for number in range(1, len(numbers) + 2) if number not in numbers)
-            match = max(free, key=lambda name: taken[name], default=f"match:{new}")
-            self.seats[member.id] = match
-        return match
+            seat = self.seats[member.user] = Seat(max(free, key=lambda name: taken[name], default=new))
+        return seat.match
 
 
 @owns("match:*")
@@ -82,10 +103,11 @@ class Match(Owned):
 
     tick_seconds = 0.05
     snapshot_seconds = 1.0
-    linger_seconds = 5.0
+    linger_seconds = game.AWAY_SECONDS
+    game: game.Game
 
     def opened(self, channel: str) -> None:
-        self.game = game.Game(seed=random.getrandbits(32))
+        self.game = game.Game()
 
     def snapshot(self) -> Any:
         return self.game.export()
@@ -94,26 +116,44 @@ class Match(Owned):
         self.game = game.Game.load(state)
 
     def left(self, member: Any) -> None:
-        self.game.remove(member.id)
+        # After a lost connection its player may be here again already, by another one.
+        if not any(each.user == member.user for each in self.members.values()):
+            self.game.leave(member.user)
 
     def tick(self, dt: float) -> None:
-        self.game.step(dt, self.app.tables)
-        self.publish(self.game.view())
+        events = self.game.step(dt, self.app.tables)
+        view = self.game.view(events)
+        if self.game.tick % PLAN_TICKS == 0:
+            view["plan"] = game.plan(self.app.tables)
+        self.publish(view)
 
     @command("enter")
     def enter(self, member: Any, params: Enter) -> dict[str, Any]:
-        name = params.name.strip()[:NAME_MAX_CHARACTERS]
-        if not name:
-            raise Refuse(4001, "a player needs a name")
-        return self.game.add(member.id, name, self.app.tables)
+        """Take part. Who is in already only changes the name."""
+        name = " ".join(params.name.split())
+        if not 0 < len(name) <= NAME_MAX_CHARACTERS or not name.isprintable():
+            raise Refuse(BAD_NAME, f"a name has 1 to {NAME_MAX_CHARACTERS} letters")
+        if member.user not in self.game.players and len(self.game.players) >= SEATS:
+            raise Refuse(MATCH_FULL, "this match is full", temporary=True)
+        done = self._done(self.game.enter, member.user, name, self.app.tables)
+        return {"id": member.user, "rules": rules.VERSION, **done, **game.plan(self.app.tables)}
 
     @command("move")
-    def move(self, member: Any, params: Move) -> int:
-        return self.game.move(member.id, params.dx, params.dy)
+    def move(self, member: Any, params: Move) -> dict[str, int]:
+        """Go in a direction until the next command."""
+        return self._done(self.game.move, member.user, params.dx, params.dy)
 
     @command("shoot")
-    def shoot(self, member: Any, params: Shoot) -> int:
-        return self.game.shoot(member.id, params.angle, self.app.tables)
+    def shoot(self, member: Any, params: Shoot) -> dict[str, int]:
+        """One shot, unless the weapon is not ready."""
+        return self._done(self.game.shoot, member.user, params.angle, self.app.tables)
+
+    def _done(self, what: Callable[..., int], *values: Any) -> dict[str, int]:
+        """How many commands are done for this player, and by which owner: players can keep books."""
+        try:
+            return {"done": what(*values), "epoch": self.epoch}
+        except game.NotInMatch:
+            raise Refuse(NOT_IN_MATCH, "enter first") from None
 
 
 class Arena(App):
@@ -127,7 +167,12 @@ class Arena(App):
         game.check(self.tables)
 
     def connecting(self, client: Client) -> Identity:
-        return Identity(user="", channels=("hall",))
+        """A player is whoever knows its secret: also by a new connection, after the old one was lost."""
+        data = client.data
+        secret = data.get("secret") if isinstance(data, dict) else None
+        if not isinstance(secret, str) or len(secret) < SECRET_MIN_CHARACTERS:
+            raise Refuse(message=f"a player needs a secret of {SECRET_MIN_CHARACTERS} characters or more")
+        return Identity(user=hashlib.sha256(secret.encode()).hexdigest()[:12], channels=("hall",))
 
     def latest(self, channel: str, data: Any) -> str | None:
         """Of a match only the newest state counts: a client that reads slowly skips those between."""

@@ -1,8 +1,6 @@
 """What happens in a match: plain Python, without a socket or a clock.
 
-A player is ``[name, x, y, angle, health, score, dx, dy, seconds until it may shoot, commands done]``,
-a bullet ``[x, y, vx, vy, seconds left, who shot it]``. What differs between versions of the game is in
-``rules``.
+What differs between versions of the game is in ``rules``; what weapons and arenas are like is in the tables.
 """
 
 from __future__ import annotations
@@ -11,12 +9,225 @@ import math
 import random
 from typing import Any
 
+import msgspec
 import rules
 
 RADIUS = 14.0
 """Of a player, in the arena's units: who is nearer to a bullet than that is hit."""
 
-NAME, X, Y, ANGLE, HEALTH, SCORE, DX, DY, READY, DONE = range(10)
+HEALTH = 100
+AWAY_SECONDS = 20.0
+"""How long somebody who has left can come back to the same score."""
+
+MAX_BULLETS = 500
+"""In the air at once; more shots are not heard of."""
+
+PELLET_RADIANS = 0.09
+"""Between two pellets of one shot."""
+
+PLACES_TRIED = 20
+"""For one that lies in no wall; then the last is taken."""
+
+
+class NotInMatch(Exception):
+    """Who has not entered, or is forgotten since a shard died, can do nothing until it enters."""
+
+
+class Player(msgspec.Struct):
+    """Whoever is in the match, or was a moment ago."""
+
+    name: str
+    x: float = 0.0
+    y: float = 0.0
+    angle: float = 0.0
+    health: int = HEALTH
+    score: int = 0
+    falls: int = 0
+    dx: float = 0.0
+    dy: float = 0.0
+    wait: float = 0.0
+    """Seconds until it may shoot."""
+    done: int = 0
+    """Commands."""
+    away: float = 0.0
+    """Seconds since it has left."""
+
+
+class Bullet(msgspec.Struct):
+    """Flies on until it hits a player or a wall, or its time is over."""
+
+    number: int
+    x: float
+    y: float
+    vx: float
+    vy: float
+    seconds: float
+    shooter: str
+
+
+class Game(msgspec.Struct):
+    """The state of one match. ``step`` gives what happened, for those who look on."""
+
+    tick: int = 0
+    time: float = 0.0
+    """Seconds."""
+    shots: int = 0
+    players: dict[str, Player] = {}
+    away: dict[str, Player] = {}
+    bullets: list[Bullet] = []
+
+    def export(self) -> Any:
+        """All of it as plain data; ``load`` takes it, in this version of the game or the next."""
+        return msgspec.to_builtins(self)
+
+    @classmethod
+    def load(cls, state: Any) -> Game:
+        """The game that was exported."""
+        return msgspec.convert(state, cls)
+
+    # -- what players do: each gives the number of commands done for this player
+
+    def enter(self, id: str, name: str, tables: Any) -> int:
+        """A player comes in, or comes back; again: only the name changes."""
+        player = self.players.get(id)
+        if player is None:
+            player = self.players[id] = self.away.pop(id, None) or Player(name)
+            self._place(player, tables)
+        player.name = name
+        player.away = 0.0
+        player.done += 1
+        return player.done
+
+    def leave(self, id: str) -> None:
+        """A player has gone; its score is kept for a moment."""
+        player = self.players.pop(id, None)
+        if player is not None:
+            player.dx = player.dy = 0.0
+            self.away[id] = player
+
+    def move(self, id: str, dx: float, dy: float) -> int:
+        """A player goes on in this direction, at full speed at most."""
+        player = self._player(id)
+        length = math.hypot(dx, dy)
+        if not math.isfinite(length):
+            dx = dy = 0.0
+        elif length > 1:
+            dx, dy = dx / length, dy / length
+        player.dx, player.dy = dx, dy
+        if dx or dy:
+            player.angle = math.atan2(dy, dx)
+        player.done += 1
+        return player.done
+
+    def shoot(self, id: str, angle: float, tables: Any) -> int:
+        """A player shoots, if the weapon is ready."""
+        player = self._player(id)
+        weapon = tables.weapons[rules.WEAPON]
+        if player.wait <= 0 and math.isfinite(angle) and len(self.bullets) < MAX_BULLETS:
+            player.wait = weapon.cooldown
+            player.angle = math.remainder(angle, math.tau)
+            for number in range(weapon.pellets):
+                turned = player.angle + (number - (weapon.pellets - 1) / 2) * PELLET_RADIANS
+                vx, vy = math.cos(turned) * weapon.speed, math.sin(turned) * weapon.speed
+                self.shots += 1
+                self.bullets.append(Bullet(self.shots, player.x, player.y, vx, vy, weapon.seconds, id))
+        player.done += 1
+        return player.done
+
+    # -- a tick
+
+    def step(self, dt: float, tables: Any) -> list[list[Any]]:
+        """Go on by so many seconds.
+
+        :returns: what happened: ``["hit", x, y]``, ``["fall", x, y, who, by whom]``.
+        """
+        arena, walls = tables.arenas[rules.ARENA], walls_of(tables)
+        self.tick += 1
+        self.time += dt
+        for player in self.players.values():
+            player.wait = max(0.0, player.wait - dt)
+            # One axis after the other, so that who runs against a wall slides along it.
+            far = arena.pace * dt
+            x = min(max(player.x + player.dx * far, RADIUS), arena.width - RADIUS)
+            if not _inside(x, player.y, walls, RADIUS):
+                player.x = x
+            y = min(max(player.y + player.dy * far, RADIUS), arena.height - RADIUS)
+            if not _inside(player.x, y, walls, RADIUS):
+                player.y = y
+        for player in self.away.values():
+            player.away += dt
+        self.away = {id: player for id, player in self.away.items() if player.away < AWAY_SECONDS}
+        events: list[list[Any]] = []
+        self.bullets = [
+            bullet for bullet in self.bullets if self._flies_on(bullet, dt, tables, walls, events)
+        ]
+        return events
+
+    def view(self, events: list[list[Any]]) -> dict[str, Any]:
+        """What everybody sees."""
+        return {
+            "tick": self.tick,
+            "time": round(self.time * 1000, 1),
+            "rules": rules.VERSION,
+            "players": [
+                [id, p.name, round(p.x), round(p.y), round(p.angle, 2), p.health, p.score, p.falls]
+                for id, p in self.players.items()
+            ],
+            "bullets": [[b.number, round(b.x), round(b.y)] for b in self.bullets],
+            "events": events,
+        }
+
+    # -- parts of it
+
+    def _player(self, id: str) -> Player:
+        try:
+            return self.players[id]
+        except KeyError:
+            raise NotInMatch(id) from None
+
+    def _place(self, player: Player, tables: Any) -> None:
+        arena, walls = tables.arenas[rules.ARENA], walls_of(tables)
+        for _ in range(PLACES_TRIED):
+            player.x = random.uniform(RADIUS, arena.width - RADIUS)
+            player.y = random.uniform(RADIUS, arena.height - RADIUS)
+            if not _inside(player.x, player.y, walls, RADIUS):
+                break
+        player.health = HEALTH
+
+    def _flies_on(
+        self, bullet: Bullet, dt: float, tables: Any, walls: list[Any], events: list[list[Any]]
+    ) -> bool:
+        """Moves it, in steps that are too short to pass through somebody."""
+        arena, weapon = tables.arenas[rules.ARENA], tables.weapons[rules.WEAPON]
+        steps = max(1, math.ceil(math.hypot(bullet.vx, bullet.vy) * dt / RADIUS))
+        bullet.seconds -= dt
+        for _ in range(steps):
+            bullet.x += bullet.vx * dt / steps
+            bullet.y += bullet.vy * dt / steps
+            x, y = round(bullet.x), round(bullet.y)
+            is_out = not (0 < bullet.x < arena.width and 0 < bullet.y < arena.height)
+            if is_out or _inside(bullet.x, bullet.y, walls, 0.0):
+                events.append(["hit", x, y])
+                return False
+            for id, player in self.players.items():
+                if id != bullet.shooter and math.hypot(player.x - bullet.x, player.y - bullet.y) < RADIUS:
+                    events.append(["hit", x, y])
+                    self._is_hit(id, player, bullet, weapon, tables, events)
+                    return False
+        return bullet.seconds > 0
+
+    def _is_hit(
+        self, id: str, player: Player, bullet: Bullet, weapon: Any, tables: Any, events: list[list[Any]]
+    ) -> None:
+        player.health = rules.health_after(player.health, weapon)
+        if player.health > 0:
+            return
+        events.append(["fall", round(player.x), round(player.y), id, bullet.shooter])
+        player.falls += 1
+        self._place(player, tables)
+        shooter = self.players.get(bullet.shooter) or self.away.get(bullet.shooter)
+        if shooter is not None:
+            shooter.score += rules.POINTS
 
 
 def check(tables: Any) -> None:
@@ -24,131 +235,24 @@ def check(tables: Any) -> None:
 
     :raises KeyError: what is missing.
     """
-    _ = tables.weapons[rules.WEAPON], tables.arenas[rules.ARENA]
+    _ = tables.weapons[rules.WEAPON], tables.arenas[rules.ARENA], walls_of(tables)
 
 
-class Game:
-    """The state of one match."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self.players: dict[str, list[Any]] = {}
-        self.bullets: list[list[Any]] = []
-        self.ticks = 0
-
-    def export(self) -> dict[str, Any]:
-        """All of it as plain data; ``load`` takes it."""
-        return {"players": self.players, "bullets": self.bullets, "ticks": self.ticks}
-
-    @classmethod
-    def load(cls, state: dict[str, Any]) -> Game:
-        """The game that was exported."""
-        game = cls(seed=state["ticks"])
-        game.players = {id: list(player) for id, player in state["players"].items()}
-        game.bullets = [list(bullet) for bullet in state["bullets"]]
-        game.ticks = state["ticks"]
-        return game
-
-    # -- what players do: each gives the number of commands done for this player
-
-    def add(self, id: str, name: str, tables: Any) -> dict[str, Any]:
-        """A player comes in; again: nothing changes."""
-        arena = tables.arenas[rules.ARENA]
-        if id not in self.players:
-            self.players[id] = [name, 0.0, 0.0, 0.0, 100, 0, 0.0, 0.0, 0.0, 0]
-            self._place(self.players[id], arena)
-        self.players[id][DONE] += 1
-        return {
-            "done": self.players[id][DONE],
-            "id": id,
-            "width": arena.width,
-            "height": arena.height,
-            "rules": rules.VERSION,
-        }
-
-    def remove(self, id: str) -> None:
-        """A player has left."""
-        self.players.pop(id, None)
-
-    def move(self, id: str, dx: float, dy: float) -> int:
-        """A player goes on in this direction."""
-        player = self._player(id)
-        player[DX], player[DY] = _part(dx), _part(dy)
-        if player[DX] or player[DY]:
-            player[ANGLE] = math.atan2(player[DY], player[DX])
-        player[DONE] += 1
-        return int(player[DONE])
-
-    def shoot(self, id: str, angle: float, tables: Any) -> int:
-        """A player shoots, if the weapon is ready."""
-        player = self._player(id)
-        weapon = tables.weapons[rules.WEAPON]
-        if player[READY] <= 0 and math.isfinite(angle):
-            player[READY] = weapon.cooldown
-            player[ANGLE] = angle
-            for turn in self._spread(weapon):
-                vx, vy = math.cos(angle + turn) * weapon.speed, math.sin(angle + turn) * weapon.speed
-                self.bullets.append([player[X], player[Y], vx, vy, weapon.seconds, id])
-        player[DONE] += 1
-        return int(player[DONE])
-
-    # -- a tick
-
-    def step(self, dt: float, tables: Any) -> None:
-        """Go on by so many seconds."""
-        arena = tables.arenas[rules.ARENA]
-        self.ticks += 1
-        for player in self.players.values():
-            player[READY] = max(0.0, player[READY] - dt)
-            player[X] = max(0.0, min(arena.width, player[X] + player[DX] * arena.pace * dt))
-            player[Y] = max(0.0, min(arena.height, player[Y] + player[DY] * arena.pace * dt))
-        weapon = tables.weapons[rules.WEAPON]
-        flying = []
-        for bullet in self.bullets:
-            bullet[0] += bullet[2] * dt
-            bullet[1] += bullet[3] * dt
-            bullet[4] -= dt
-            if bullet[4] > 0 and not self._hits(bullet, weapon, arena):
-                flying.append(bullet)
-        self.bullets = flying
-
-    def view(self) -> dict[str, Any]:
-        """What everybody sees."""
-        return {
-            "tick": self.ticks,
-            "rules": rules.VERSION,
-            "players": [
-                [id, each[NAME], round(each[X]), round(each[Y]), round(each[ANGLE], 2), *each[HEALTH:DX]]
-                for id, each in self.players.items()
-            ],
-            "bullets": [[round(each[0]), round(each[1])] for each in self.bullets],
-        }
-
-    # -- parts of it
-
-    def _player(self, id: str) -> list[Any]:
-        # Who has not entered can send commands as well; it is nobody then, and its commands do nothing.
-        return self.players.get(id) or ["", 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 1.0, 0]
-
-    def _place(self, player: list[Any], arena: Any) -> None:
-        player[X], player[Y] = self._random.uniform(0, arena.width), self._random.uniform(0, arena.height)
-        player[HEALTH] = 100
-
-    def _spread(self, weapon: Any) -> list[float]:
-        return [(number - (weapon.pellets - 1) / 2) * 0.08 for number in range(weapon.pellets)]
-
-    def _hits(self, bullet: list[Any], weapon: Any, arena: Any) -> bool:
-        for id, player in self.players.items():
-            if id != bullet[5] and math.hypot(player[X] - bullet[0], player[Y] - bullet[1]) < RADIUS:
-                player[HEALTH] = rules.health_after(player[HEALTH], weapon)
-                if player[HEALTH] <= 0:
-                    self._place(player, arena)
-                    if bullet[5] in self.players:
-                        self.players[bullet[5]][SCORE] += rules.POINTS
-                return True
-        return False
+def walls_of(tables: Any) -> list[Any]:
+    """Rows of the table ``walls``: those of the arena in which is played."""
+    return [wall for wall in tables.walls.values() if wall.arena == rules.ARENA]
 
 
-def _part(wanted: float) -> float:
-    """Of a direction: between -1 and 1, whatever was sent."""
-    return max(-1.0, min(1.0, wanted)) if math.isfinite(wanted) else 0.0
+def plan(tables: Any) -> dict[str, Any]:
+    """What the arena looks like."""
+    arena = tables.arenas[rules.ARENA]
+    walls = [[wall.x, wall.y, wall.width, wall.height] for wall in walls_of(tables)]
+    return {"width": arena.width, "height": arena.height, "walls": walls}
+
+
+def _inside(x: float, y: float, walls: list[Any], margin: float) -> bool:
+    return any(
+        wall.x - margin < x < wall.x + wall.width + margin
+        and wall.y - margin < y < wall.y + wall.height + margin
+        for wall in walls
+    )
