@@ -3,10 +3,10 @@
     python bots.py --bots 200 --seconds 30 --server ws://127.0.0.1:8000
 
 Every command is answered with the number of commands done for that player, and the epoch of the match, which
-rises with each new owner. A number above the last by more than one says that commands were *doubled*; one that
-is not above it, that they were *lost*, or, in a new epoch, that the match has *fallen back* to the last snapshot
-of a shard that died. A command without an answer is *unknown*: it may have been done, or not. Exit code 1 if any
-was lost or doubled, or a bot was disconnected.
+rises with each new owner. A number above the last by more than one says that commands were *doubled*; one
+that is not above it, that they were *lost*, or, in a new epoch, that the match has *fallen back* to the last
+snapshot of a shard that died. A command without an answer is *unknown*: it may have been done, or not. Exit
+code 1 if any was lost or doubled, or a bot was disconnected.
 
 Ticks are measured twice. ``ms_tick_jitter`` is how far the time between two ticks was from 50 ms on the shard
 that made them, as each state tells it; a tick of a match counts once, however many have seen it.
