@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["Call", "calls_of", "every", "everys_of", "remote", "remotes_of", "rpc"]
+__all__ = ["Call", "calls_of", "every", "everys_of", "remote", "remotes_of", "repeating", "rpc"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,6 +22,19 @@ RPC, REMOTE, EVERY = "__spread_rpc__", "__spread_remote__", "__spread_every__"
 MIN_SECONDS = 0.001
 """Of a timer that repeats."""
 
+MAX_SECONDS = 1e9
+"""Of any timer: thirty years. The reactor could not wait for an infinite time."""
+
+
+def repeating(seconds: float) -> float:
+    """The time between two calls.
+
+    :raises ValueError: a timer cannot have it.
+    """
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise ValueError(f"a timer repeats after {MIN_SECONDS} to {MAX_SECONDS:g} s, not {seconds!r}")
+    return seconds
+
 
 def rpc(method: str) -> Callable[[F], F]:
     """Clients may call this method of the app, by the name given here.
@@ -29,24 +42,31 @@ def rpc(method: str) -> Callable[[F], F]:
     It is ``(self, client, params) -> result``; ``params`` may be missing. Its annotation is what a client's
     parameters must be: a msgspec struct, a dataclass, or any type that msgspec knows. What does not fit is
     answered with error 107, which names the field. Without an annotation it is the JSON value as it came.
+
+    :raises TypeError: no name is given.
     """
+    if not isinstance(method, str) or not method:
+        raise TypeError('rpc needs the name by which clients call it: @rpc("move")')
     return _mark(RPC, method)
 
 
 def remote(function: F) -> F:
     """Other shards may call this method by ``App.call_shard``: ``(self, data) -> result``, plain data
-    both."""
+    both.
+
+    :raises TypeError: it is used with parentheses.
+    """
+    if not inspect.isfunction(function):
+        raise TypeError("remote takes no name, for that of the method is used: @remote")
     return _mark(REMOTE, function.__name__)(function)
 
 
 def every(seconds: float) -> Callable[[F], F]:
     """This method of the app is called again and again while it runs, on every shard.
 
-    :raises ValueError: less than a millisecond.
+    :raises ValueError: less than a millisecond, or more than thirty years.
     """
-    if not seconds >= MIN_SECONDS:
-        raise ValueError(f"a timer repeats after {MIN_SECONDS} s or more, not {seconds!r}")
-    return _mark(EVERY, seconds)
+    return _mark(EVERY, repeating(seconds))
 
 
 def _mark(mark: str, value: object) -> Callable[[F], F]:

@@ -141,6 +141,8 @@ def owns(*patterns: str) -> Callable[[C], C]:
     :raises NotOwnable: none is given, or one cannot be read.
     """
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise NotOwnable('owns needs the pattern of the channels: @owns("match:*")')
         try:
             matching(pattern)
         except BadPattern as error:
@@ -162,8 +164,10 @@ def command(name: str) -> Callable[[F], F]:
 
     :raises NotOwnable: the name is none.
     """
-    if not isinstance(name, str) or not 0 < len(name) <= COMMAND_MAX_CHARACTERS or "/" in name:
-        raise NotOwnable(f"{name!r} is no name of a command")
+    if not isinstance(name, str):
+        raise NotOwnable('command needs the name by which members call it: @command("move")')
+    if not 0 < len(name) <= COMMAND_MAX_CHARACTERS or "/" in name:
+        raise NotOwnable(f"{name!r} is no name of a command: 1 to {COMMAND_MAX_CHARACTERS} characters, no /")
 
     def decorate(method: F) -> F:
         setattr(method, _COMMAND, name)
