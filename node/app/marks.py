@@ -65,7 +65,10 @@ def every(seconds: float) -> Callable[[F], F]:
     """This method of the app is called again and again while it runs, on every shard.
 
     :raises ValueError: less than a millisecond, or more than thirty years.
+    :raises TypeError: no seconds are given.
     """
+    if callable(seconds):
+        raise TypeError("every needs the seconds between two calls: @every(5.0)")
     return _mark(EVERY, repeating(seconds))
 
 
