@@ -27,6 +27,7 @@ import builtins
 import hashlib
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -37,11 +38,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
+from weakref import WeakSet
 
-__all__ = ["LoadError", "Loaded", "explain", "forget", "load", "team_frame"]
+__all__ = ["LoadError", "Loaded", "explain", "forget", "generations", "harmless", "load", "team_frame"]
 
 PREFIX = "spread_app_"
 VERSION_DIGITS = 12
+VERSION_MAX_CHARACTERS = 64
+"""Of a version that the team gives itself: it is in lines, labels and the roster."""
+
+EXPLAINED_MAX_CHARACTERS = 32768
+"""Of a traceback: it goes from shard to shard, and into the log."""
 
 _PRIVATE = re.compile(rf"{PREFIX}[0-9]+\.")
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -68,7 +75,8 @@ def load(spec: str, generation: int, path: Sequence[str] | None = None) -> Loade
 
     :param generation: a number that was never loaded before; ``forget`` takes it.
     :param path: directories to look in; ``None``: the working directory, then those of Python.
-    :raises LoadError: there is no such module or class, or the import would end the process.
+    :raises LoadError: there is no such module or class, or the import would end the process, or the version
+        that the class declares is none.
     :raises Exception: whatever the import of the team's code raises.
     """
     name, colon, attribute = spec.partition(":")
@@ -86,14 +94,13 @@ def load(spec: str, generation: int, path: Sequence[str] | None = None) -> Loade
         if not isinstance(app_class, type):
             raise LoadError(_no_class(name, attribute, module, app_class))
         team.take_all()
+        version = _declared(app_class) or team.digest()
     except SystemExit as error:
         forget(generation)
         raise LoadError(f"the import of {name} ends the program (SystemExit: {error})") from error
     except BaseException:
         forget(generation)
         raise
-    declared = getattr(app_class, "version", "")
-    version = declared if isinstance(declared, str) and declared else team.digest()
     return Loaded(app_class, version, tuple(sorted(team.taken)), generation)
 
 
@@ -107,14 +114,41 @@ def forget(generation: int) -> None:
         del sys.modules[name]
     for finder in [each for each in sys.meta_path if isinstance(each, _Team) and each.root == root]:
         sys.meta_path.remove(finder)
+    # ``logging.getLogger(__name__)`` is kept for ever by that name.
+    loggers = logging.Logger.manager.loggerDict
+    for name in [name for name in loggers if name == root or name.startswith(root + ".")]:
+        del loggers[name]
     # The caches of ``typing`` hold up to 128 types each, ``Optional[Move]``, and with a class of the team's
     # its module and all that is in it.
     for clear in getattr(typing, "_cleanups", ()):
         clear()
 
 
+def generations() -> int:
+    """How many generations are in memory: those that run, and those whose code something still holds."""
+    return len(_alive)
+
+
 def explain(error: BaseException) -> str:
-    """The traceback as the team wants to see it: from its own code on, with its own names."""
+    """The traceback as the team wants to see it: from its own code on, with its own names.
+
+    Never fails, whatever the error is like; see also ``harmless``.
+    """
+    try:
+        return harmless(_explained(error))
+    # An error may be of the team's own kind, and its parts anything.
+    except Exception as another:
+        return f"{type(error).__name__}, of which nothing can be told ({type(another).__name__})"
+
+
+def harmless(text: str) -> str:
+    """``text``, so that it can be written as UTF-8; of a very long one the middle is left out."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    half = EXPLAINED_MAX_CHARACTERS // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n[...]\n{text[-half:]}"
+
+
+def _explained(error: BaseException) -> str:
     told = traceback.TracebackException.from_exception(error)
     each: traceback.TracebackException | None = told
     while each is not None:
@@ -135,6 +169,19 @@ def team_frame(frame: FrameType | None, generation: int) -> FrameType | None:
 
 def _is_machinery(filename: str) -> bool:
     return filename.startswith("<frozen importlib") or os.path.dirname(filename) == os.path.dirname(__file__)
+
+
+def _declared(app_class: type[Any]) -> str:
+    """The version that the class gives itself; "" if it gives none."""
+    version = getattr(app_class, "version", "")
+    if not isinstance(version, str):
+        return ""
+    if len(version) > VERSION_MAX_CHARACTERS or not version.isprintable():
+        raise LoadError(
+            f"the version of {app_class.__qualname__} is one line of {VERSION_MAX_CHARACTERS} characters at "
+            f"most, not {version[: VERSION_MAX_CHARACTERS + 1]!r}"
+        )
+    return version
 
 
 def _no_class(name: str, attribute: str, module: ModuleType, found: object) -> str:
@@ -189,6 +236,7 @@ class _Team:
         self._sources: dict[str, bytes] = {}
         self._only = only
         self._is_ours: dict[str, bool] = {}
+        _alive.add(self)
 
     # -- what Python's import calls
 
@@ -293,6 +341,10 @@ class _Team:
             for part in (name.encode(), self._sources[file]):
                 total.update(len(part).to_bytes(8, "big") + part)
         return total.hexdigest()[:VERSION_DIGITS]
+
+
+# Each module's builtins hold its team: it goes when the last function of them has gone.
+_alive: WeakSet[_Team] = WeakSet()
 
 
 class _Loader(importlib.machinery.SourceFileLoader):

@@ -31,6 +31,12 @@ INTERRUPT_SECONDS = 0.1
 
 INTERRUPTS = 50
 
+SWITCH_SECONDS = 0.0002
+"""So long an import may keep the reactor waiting for Python's lock at a time, unless it keeps that in C.
+
+Python's own 5 ms would be paid at almost every system call of the reactor: beside a loop at import the
+shard then does a tenth of what it can, with this the half."""
+
 log = Logger("spread.node.app.loading")
 
 
@@ -80,6 +86,7 @@ class _Loading:
         self._result: Deferred[Loaded] = Deferred()
         self._timer: Timer | None = None
         self._attempts = 0
+        self._switch_seconds = sys.getswitchinterval()
         # A daemon: an import that never ends does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"load {spec}", daemon=True)
 
@@ -89,6 +96,7 @@ class _Loading:
 
     def start(self) -> Deferred[Loaded]:
         self._timer = self._reactor.callLater(self._seconds, self._late)
+        sys.setswitchinterval(min(SWITCH_SECONDS, self._switch_seconds))
         self._thread.start()
         return self._result
 
@@ -98,6 +106,7 @@ class _Loading:
         if frame is None:
             return ""
         file = frame.f_code.co_filename
+        linecache.checkcache(file)  # it has changed since an older version was looked at
         line = linecache.getline(file, frame.f_lineno).strip()
         return f" at {os.path.basename(file)}:{frame.f_lineno}" + (f" ({line})" if line else "")
 
@@ -125,6 +134,7 @@ class _Loading:
     # -- on the reactor's
 
     def _ended(self, outcome: Loaded | BaseException) -> None:
+        sys.setswitchinterval(self._switch_seconds)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._result.called:
@@ -144,6 +154,7 @@ class _Loading:
 
     def _interrupt(self) -> None:
         if not self.is_alive:
+            sys.setswitchinterval(self._switch_seconds)
             return
         self._attempts += 1
         if self._attempts > INTERRUPTS:

@@ -12,7 +12,7 @@ is under way in it may import; that of the one before goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from enum import Enum
 from inspect import isawaitable, iscoroutine
@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from spread.hub.reactor import Clock
-from spread.node.app.load import Loaded, LoadError, explain, forget
+from spread.node.app.load import Loaded, LoadError, explain, forget, harmless
 
 __all__ = ["Host", "Loader", "NotPlain", "Outcome", "State", "UpdateRefused", "Updater", "plain_copy"]
 
@@ -126,12 +126,14 @@ class Updater:
         seconds: float,
         first: Callable[[], Deferred[Any]] = lambda: succeed(None),
         state_max_bytes: int = STATE_MAX_BYTES,
+        last: Callable[[], object] = lambda: None,
     ) -> None:
         """
         :param running: what runs now; the host has constructed it.
         :param seconds: how long ``check()`` may take.
         :param first: what is to be read again before the app; what fails in it, fails the update.
         :param state_max_bytes: how large the exported state may be, as msgpack.
+        :param last: is called after each update, in a turn of its own, when its outcome has been told.
         """
         self.spec = spec
         self.state = State.IDLE
@@ -147,6 +149,7 @@ class Updater:
         self._seconds = seconds
         self._first = first
         self._state_max_bytes = state_max_bytes
+        self._last_step = last
 
     @property
     def version(self) -> str:
@@ -172,6 +175,7 @@ class Updater:
 
         def ended(result: Failure | None) -> Outcome:
             self.state = State.IDLE
+            self._reactor.callLater(0, self._last_step)
             seconds = self._reactor.seconds() - began
             if not isinstance(result, Failure):
                 self.updates += 1
@@ -187,10 +191,11 @@ class Updater:
             error = result.value
             assert error is not None
             is_told = isinstance(error, LoadError | UpdateRefused | NotPlain)
-            text = str(error) if is_told else explain(error)
+            text = harmless(str(error)) if is_told else explain(error)
             log.error("the app {app} runs on as it is: {text}", app=self.spec, text=text)
             # What holds the frames of the code that was refused, holds that code.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
+            for part in ("__traceback__", "__context__", "__cause__"):
+                BaseException.__setattr__(error, part, None)  # its own may refuse, as a frozen dataclass's
             return self._outcome(error=text, seconds=seconds)
 
         return updating.addBoth(ended)
@@ -215,7 +220,9 @@ class Updater:
         with self._host.guarded("check"):
             checked = app.check()
         if isinstance(checked, Deferred) or isawaitable(checked):
-            checked = await within(self._reactor, _as_deferred(checked), self._seconds, "check()")
+            if not isinstance(checked, Deferred):
+                checked = Deferred.fromCoroutine(_stepped(self._host, "check", checked))
+            checked = await within(self._reactor, checked, self._seconds, "check()")
         if checked is False:
             raise UpdateRefused("check() has returned False")
         # From here on in one turn: what happened between the export and the swap would be lost.
@@ -299,8 +306,25 @@ def _culprit(value: Any, name: str, depth: int) -> str:
     return name
 
 
-def _as_deferred(answer: Any) -> Deferred[Any]:
-    return answer if isinstance(answer, Deferred) else Deferred.fromCoroutine(answer)
+def _stepped(host: Host, name: str, awaitable: Any) -> Generator[Any, Any, Any]:
+    """For ``Deferred.fromCoroutine``: each step of ``awaitable`` is ended when it blocks for too long."""
+    coroutine: Any = awaitable if iscoroutine(awaitable) else awaitable.__await__()
+    step, value = coroutine.send, None
+    while True:
+        with host.guarded(name):
+            try:
+                awaited = step(value)
+            except StopIteration as ended:
+                return ended.value
+        try:
+            value = yield awaited
+            step = coroutine.send
+        # Whatever it is, the coroutine is told of it.
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            step, value = coroutine.throw, error
 
 
 def _synchronous(answer: Any, what: str) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from twisted.internet.defer import Deferred
 
 from spread.hub.api import Hub
-from spread.node.app.load import Loaded
+from spread.node.app.load import Loaded, generations
 from spread.node.app.loading import Apart, LoadReactor
 from spread.node.app.reload import Relays, Reload
 from spread.node.app.update import Host, Outcome, Updater, UpdateRefused
@@ -53,6 +59,8 @@ class Updating:
                 settings.load_seconds,
                 first=lambda: Deferred.fromCoroutine(self._read_tables()),
                 state_max_bytes=settings.state_max_bytes,
+                # Code is full of cycles, and what is old is looked at seldom: versions would pile up.
+                last=gc.collect,
             )
         self.reload = Reload(reactor, hub, relays, incarnation, self.updater, settings.load_seconds)
 
@@ -78,6 +86,11 @@ class Updating:
             "spread_app_updates_refused",
             "Times an update failed, so that the old app ran on.",
             value=updater.refused,
+        )
+        yield GaugeMetricFamily(
+            "spread_app_generations",
+            "Versions of the app's code in memory: which runs, which ran before, and which something holds.",
+            value=generations(),
         )
 
     async def _read_tables(self) -> None:

@@ -52,6 +52,21 @@ def reserved_port() -> tuple[socket.socket, int]:
     return sock, sock.getsockname()[1]
 
 
+def ports_in_a_row(count: int) -> int:
+    """The first of so many free ports, one after the other."""
+    while True:
+        with ExitStack() as stack:
+            port = 0
+            try:
+                for each in range(count):
+                    sock = stack.enter_context(socket.socket())
+                    sock.bind(("127.0.0.1", port + each if port else 0))
+                    port = port or sock.getsockname()[1]
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
 class Node:
     """A ``spread-node`` process: a shard, or a fleet."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import weakref
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spread.node.app.load import LoadError, explain, forget, load, team_frame
+from spread.node.app.load import LoadError, explain, forget, generations, load, team_frame
 from tests.node.app.teams import Team
 
 
@@ -225,17 +226,25 @@ def test_a_wrong_name_is_told(team: Team, spec: str, text: str) -> None:
 
 def test_what_is_forgotten_is_collected(team: Team) -> None:
     team.write(
-        game=TYPED + "\nHINT = typing.Optional[Move]\nLIST = typing.List[Seen]\n",
+        game=TYPED
+        + "\nimport logging\nlogging.getLogger(__name__)\n"
+        + "HINT = typing.Optional[Move]\nLIST = typing.List[Seen]\n",
         other="import msgspec\nclass Point(msgspec.Struct):\n    x: int\n",
     )
     old = team.load()
     assert old.app_class().decode('{"to": {"x": 3}}')
     seen = weakref.ref(old.app_class)
+    names = [name for name in logging.Logger.manager.loggerDict if name.startswith("spread_app_")]
+    assert old.app_class.__module__ in names
+    gc.collect()
+    known = generations()
     del old
     for generation in team.generations:
         forget(generation)
     gc.collect()
     assert seen() is None
+    assert generations() == known - 1
+    assert not [name for name in logging.Logger.manager.loggerDict if name.startswith("spread_app_")]
     assert _nothing_is_left(team)
 
 

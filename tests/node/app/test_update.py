@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from spread.node.app.load import Loaded, LoadError, forget, load
-from spread.node.app.loading import INTERRUPT_SECONDS, Apart
+from spread.node.app.loading import INTERRUPT_SECONDS, SWITCH_SECONDS, Apart
 from spread.node.app.update import NotPlain, Outcome, State, Updater, plain_copy
 from tests.node.app.teams import Team
 
@@ -190,7 +190,15 @@ def test_its_states_can_be_seen(under: Under) -> None:
         (app(2, "def check(self): raise ValueError('tables are missing')"), "ValueError: tables are missing"),
         (app(2, "async def check(self): raise ValueError('not now')"), "ValueError: not now"),
         (app(2, "def check(self): return False"), "check() has returned False"),
+        (app(2, "def check(self): import sys; sys.exit(3)"), "SystemExit: 3"),
+        (app(2, "def check(self): raise GeneratorExit"), "GeneratorExit"),
+        (app(2, "def __init__(self): raise BaseException('no')"), "BaseException: no"),
+        (
+            "from twisted.internet.defer import fail\n" + app(2, "def check(self): return fail(OSError())"),
+            "OSError",
+        ),
         (app(2, "def import_state(self, state): state['x']"), "KeyError: 'x'"),
+        (app(2, "def import_state(self, state): raise SystemExit"), "SystemExit"),
         (app(2, "async def import_state(self, state): pass"), "import_state() must answer at once"),
     ],
 )
@@ -201,6 +209,89 @@ def test_what_is_broken_is_refused(under: Under, source: str, error: str) -> Non
     assert (under.updater.updates, under.updater.refused) == (0, 1)
     assert under.update(app(3)).ok
     assert under.answer == 3
+
+
+STRANGE = {
+    "surrogates": ("raise ValueError('\\ud800')\n", "ValueError: \\ud800"),
+    "long": ("raise ValueError('x' * 10_000_000)\n", "[...]"),
+    "frozen": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine(Exception):\n    x: int\n"
+        "raise Mine(1)\n",
+        "Mine: 1",
+    ),
+    "untold": (
+        "error = SyntaxError('x')\nerror.filename, error.lineno, error.text = 'f', 1, 5\nraise error\n",
+        "SyntaxError",
+    ),
+    "leaving": ("import sys\nsys.exit('\\ud800')\n", "SystemExit: \\ud800"),
+    "two lines": ("class Game:\n    version = '1\\n2'\n", "the version of Game is one line"),
+    "half a letter": ("class Game:\n    version = '\\ud800'\n", "the version of Game is one line"),
+    "long version": (
+        "class Game:\n    version = '1' * 65\n",
+        "the version of Game is one line of 64 characters",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_a_strange_error_is_told_all_the_same(under: Under, kind: str) -> None:
+    source, text = STRANGE[kind]
+    told = under.refused(source)
+    assert text in told
+    assert len(told.encode()) < 40_000
+
+
+def test_an_export_that_fails_is_refused(under: Under) -> None:
+    under.host.app.export_state = lambda: [][0]
+    assert "IndexError" in under.refused(app(2))
+
+
+def test_each_step_of_an_async_check_is_guarded(under: Under, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = (
+        *("async def check(self):", "    await holding.waits[0]"),
+        *("    try: await holding.waits[1]", "    except KeyError: pass"),
+    )
+    waits: list[Deferred[None]] = [Deferred(), Deferred()]
+    holding: Any = ModuleType("holding")
+    holding.waits = waits
+    monkeypatch.setitem(sys.modules, "holding", holding)
+    under.team.write(game="import holding\n" + app(2, *check))
+    outcomes = under.begin()
+    under.clock.turn()
+    waits[0].callback(None)
+    waits[1].errback(KeyError())
+    assert outcomes[0].ok
+    # It is called, and goes on three times.
+    assert under.host.guards == ["__init__", *["check"] * 4, "export_state", "import_state"]
+
+
+def test_a_name_that_is_gone_is_told(under: Under) -> None:
+    assert under.refused(app(2).replace("Game", "Match")) == "module game has no class Game; it has: Match"
+
+
+def test_what_an_import_prints_and_starts_is_its_own(under: Under, capfd: pytest.CaptureFixture[str]) -> None:
+    starts = "import threading\nprint('hello', end='')\nthreading.Thread(target=print, daemon=True).start()\n"
+    assert under.update(starts + app(2)).ok
+    assert capfd.readouterr().out.startswith("hello")
+
+
+def test_beside_an_import_the_reactor_gets_its_turn(under: Under) -> None:
+    usual = sys.getswitchinterval()
+    noting = "import sys\nSEEN = sys.getswitchinterval()\n"
+    assert under.update(noting + app(2, "seen = SEEN")).ok
+    assert under.host.app.seen == pytest.approx(SWITCH_SECONDS)
+    assert sys.getswitchinterval() == usual
+    under.refused("class Game\n")
+    assert sys.getswitchinterval() == usual
+
+
+def test_after_an_update_there_is_a_turn_to_tidy_up(under: Under) -> None:
+    tidied: list[State] = []
+    under.updater._last_step = lambda: tidied.append(under.updater.state)
+    under.update(app(2))
+    assert tidied == []
+    under.clock.advance(0)
+    assert tidied == [State.IDLE]
 
 
 def test_the_traceback_is_of_the_teams_code(under: Under) -> None:
@@ -263,7 +354,7 @@ def _loading_threads() -> list[threading.Thread]:
 
 def test_an_endless_loop_at_import_is_ended_and_told_with_its_line(under: Under, reached: Any) -> None:
     under.team.write(game=LOOP)
-    known = _generations()
+    known, usual = _generations(), sys.getswitchinterval()
     outcomes = under.begin()
     assert reached.event.wait(WAIT_SECONDS)
     (thread,) = _loading_threads()
@@ -277,6 +368,7 @@ def test_an_endless_loop_at_import_is_ended_and_told_with_its_line(under: Under,
     under.clock.turn()  # its end, which nobody waits for
     under.clock.advance(INTERRUPT_SECONDS)
     assert _generations() == known
+    assert sys.getswitchinterval() == usual
     assert not under.clock.getDelayedCalls()
     assert under.update(app(4)).ok
 
