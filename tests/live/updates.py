@@ -6,7 +6,8 @@ Three shards of the arena (``docs/examples/arena``, a copy of it), bots over Web
 own, and ``spread reload`` as an operator types it. Each update changes the rules; of five, one is broken on
 purpose, in one of the ways of ``BROKEN`` after the other. A good one must run on all shards in the end, a bad
 one must be refused with its error and leave all shards as they were; the bots keep books of every command.
-The memory of the shards and the versions of the code in it are looked at all the while. Prints a line for each update and a table; the exit code is 1 if anything was not as it must be.
+The memory of the shards and the versions of the code in it are looked at all the while. Prints a line for
+each update and a table; the exit code is 1 if anything was not as it must be.
 """
 
 from __future__ import annotations
