@@ -6,14 +6,22 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.python.failure import Failure
 
 from spread.hub.api import ClientInfo, Format, Hub, Position, PresenceStats, PublishOptions, Stream
 from spread.hub.errors import ShardUnknown
 from spread.node.app.data import decoded, encoded, grant_of
 from spread.node.app.marks import Call
-from spread.node.app.values import Disconnect, Page, Present, Published, RemoteError, Subscribing
+from spread.node.app.values import (
+    Disconnect,
+    Page,
+    Present,
+    Published,
+    Refuse,
+    RemoteError,
+    Subscribing,
+)
 from spread.node.codes import Disconnect as DisconnectCode
 from spread.node.control import Control, Override, SubscribeOptions
 from spread.node.namespaces import ChannelOptions, Namespaces
@@ -183,7 +191,10 @@ class Deeds:
         """See ``App.call``."""
         if self.objects is None:
             raise LookupError("this app has no objects; see App.objects")
-        return self.objects.call(channel, command, data)
+        try:
+            return self.objects.call(channel, command, data).addErrback(_as_raised)
+        except (Refused, Ended):
+            return fail(_as_raised(Failure()))
 
     def call_shard(self, shard: int | None, method: str, data: Any) -> Deferred[Any]:
         """See ``App.call_shard``."""
@@ -220,6 +231,16 @@ class Deeds:
 
 _CALL = msgspec.msgpack.Decoder(tuple[str, Any])
 _OUTCOME = msgspec.msgpack.Decoder(tuple[str, Any])
+
+
+def _as_raised(failure: Failure) -> Failure:
+    """What a command has raised, as the app knows it; so it may be caught, or passed on to a client."""
+    error = failure.value
+    if isinstance(error, Refused):
+        return Failure(Refuse(error.error.code, error.error.message, error.error.temporary))
+    if isinstance(error, Ended):
+        return Failure(Disconnect(error.disconnect.code, error.disconnect.reason))
+    return failure
 
 
 def _outcome(value: Any = None, error: str = "") -> bytes:

@@ -221,7 +221,9 @@ class Hooks:
         if isinstance(error, Refused | Ended):
             return error
         if isinstance(error, Refuse):
-            return Refused(codes.Error(error.code, error.message, error.temporary))
+            told = codes.Error(error.code, error.message, error.temporary)
+            known = codes.ERRORS.get(told.code)  # which sessions know by its identity
+            return Refused(known if known == told else told)
         if isinstance(error, Disconnect):
             return Ended(codes.Disconnect(error.code, error.reason), f"by {hook}")
         stats = self.stats[hook]

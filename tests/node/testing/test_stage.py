@@ -383,3 +383,22 @@ def test_tables_and_their_changes(tmp_path: Path) -> None:
         assert [list(each["tables"]) for each in alice.publications("$tables")] == [["items"]]
     with pytest.raises(AttributeError, match="items"), Stage(Smithy, SPACES):
         pass
+
+
+class Calling(App):
+    objects = (Counter,)
+
+    async def connecting(self, client: Client) -> Identity:
+        return Identity(user="", data=await self.call("count:1", "add", client.data))
+
+
+def test_what_a_command_refuses_the_app_can_catch_or_pass_on() -> None:
+    with Stage(Calling, SPACES) as stage:
+        assert stage.client(data=3).data == 3
+        for wrong, refused in (("three", "107 .*`str`"), (None, "107")):
+            with pytest.raises(Refused, match=refused):
+                stage.client(data=wrong)
+        with pytest.raises(Refuse, match="104 method not found"):
+            stage.wait(stage.app().call("count:1", "fly"))
+        with pytest.raises(LookupError, match="no object"):
+            stage.app().call("room", "add", 1)
