@@ -35,6 +35,10 @@ MEMBERS_PER_STEP = 512
 SENDS_PER_STEP = 64
 """The same where each is served with a ``send`` of its own: 64 are 0.2 ms."""
 
+SHARED_MAX = 64
+"""What so many views get of one publication is kept, so that others which get the same share its encoding.
+Bounded, since there may be as many views as members."""
+
 
 class Channel:
     """One channel on this shard."""
@@ -322,6 +326,8 @@ class Channel:
                     )
                     yield
                     continue
+                if seen.data not in by_data and len(by_data) >= SHARED_MAX:
+                    by_data.clear()
                 encoded = by_data.setdefault(seen.data, {})
                 for codec, outboxes in groups:
                     frame = self._frame(codec, (seen,), previous, encoded)

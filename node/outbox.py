@@ -197,10 +197,7 @@ class Outbox:
         self._is_blocked = False
         self._patience = PATIENCE_RESTS
         self._transport.unregisterProducer()
-        self._bytes -= self._handed_bytes
-        self._handed_bytes = 0
-        self.flush()
-        self._check_finished()
+        self._go_on()
 
     def stopProducing(self) -> None:
         """The transport is gone."""
@@ -215,6 +212,14 @@ class Outbox:
         if getattr(transport, "_tempDataLen", 0) or getattr(transport, "dataBuffer", b""):
             transport.registerProducer(self, False)
             self._is_blocked = True
+
+    def _go_on(self) -> None:
+        self._bytes -= self._handed_bytes
+        self._handed_bytes = 0
+        self.flush()
+        if not self._is_blocked:
+            self._latest = None  # it holds frames, and all of them were sent
+        self._check_finished()
 
     def _next(self) -> bytes | memoryview:
         """What is sent next: all that waits, or ``CHUNK_BYTES`` of it and the rest of the last frame."""
@@ -310,10 +315,7 @@ class TlsOutbox(Outbox):
         """The transport has sent what it had."""
         self._is_blocked = False
         self._patience = PATIENCE_RESTS
-        self._bytes -= self._handed_bytes
-        self._handed_bytes = 0
-        self.flush()
-        self._check_finished()
+        self._go_on()
 
     def _attach(self) -> None:
         self._transport.registerProducer(self, True)

@@ -306,9 +306,10 @@ class Arrival:
             recoverable=self._is_recoverable,
             positioned=self._is_positioned,
             epoch=position.epoch if self._is_positioned else "",
-            offset=(request.offset if is_stream else position.offset) if self._is_positioned else 0,
+            offset=(request.offset if is_stream and given else position.offset) if self._is_positioned else 0,
             was_recovering=self._is_recovering and request.recover,
-            recovered=missed is not None,
+            # The newest one is not for it: then it has no state from here.
+            recovered=missed is not None and (is_stream or bool(given) or not missed),
             publications=recovered_for(codec, given),
             data=data_for(codec, grant.data),
             delta=codec.is_delta,

@@ -22,7 +22,7 @@ A session never touches a transport: it has an outbox to write to, and an ``Edge
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from enum import Enum
 from typing import Any, cast
 from uuid import uuid4
@@ -31,14 +31,15 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succe
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.api import PLAIN, Format, Publication
+from spread.hub.api import PLAIN, Format, PublishOptions
 from spread.hub.errors import HubError, HubRefused, HubUnavailable, JournalFull
 from spread.node import codes
 from spread.node.channel import Channel
 from spread.node.codec import Codec
-from spread.node.encoders import TEXT, encode_text
+from spread.node.encoders import TEXT
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
+from spread.node.session.party import TextParty
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
 from spread.node.session.surroundings import Edge, Surroundings
@@ -60,7 +61,7 @@ class SessionState(Enum):
     CLOSED = "closed"
 
 
-class Session:
+class Session(TextParty):
     """One text client. ``number`` is unique on this shard and never 0."""
 
     log = Logger("spread.node.session.text")
@@ -70,12 +71,14 @@ class Session:
         "_channel",
         "_edge",
         "_inbox",
+        "_is_admitted",
         "_is_held",
         "_is_reading",
         "_is_stopping",
         "_joining",
         "_publishing",
         "_rate",
+        "_saying",
         "_shared",
         "_unacknowledged",
         "_unacknowledged_bytes",
@@ -113,6 +116,11 @@ class Session:
         self._busy: Deferred[Any] | None = None
         # The channel it waits for while joining: what is said meanwhile is meant for that one.
         self._joining: str | None = None
+        # The team's code has nothing against it being where it is, or wants to be.
+        self._is_admitted = shared.logic is None
+        # The message that the team's code thinks about: done when that has been published, or not; gives
+        # whether those behind it may be.
+        self._saying: Deferred[bool] | None = None
         self._is_held = False
         self._is_reading = True
         self._is_stopping = False
@@ -137,24 +145,44 @@ class Session:
 
     def open(self) -> None:
         """Count the client across the cluster, bring it into its first channel, greet it."""
-        opening = Deferred.fromCoroutine(self._open())
-        opening.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
+        logic = self._shared.logic
+        if logic is None:
+            opening = self._with_deadline(Deferred.fromCoroutine(self._open()))
+        else:
+            self.client = str(uuid4())
+            logic.arrived(self, b"")
+            opening = Deferred.fromCoroutine(self._open_if_admitted())
         self._wait_for(opening, self._opened, self._not_opened)
 
     async def _open(self) -> tuple[int, Channel]:
         number = await self._count()
         # Last, so that the greeting is written in the same moment in which messages begin to come.
-        name = self._shared.text.channel
+        return number, await self._heard(self._shared.text.channel)
+
+    async def _open_if_admitted(self) -> tuple[int, Channel]:
+        number = await self._with_deadline(Deferred.fromCoroutine(self._count()))
+        await self._admit()
+        return number, await self._with_deadline(self._heard(self._shared.text.channel))
+
+    async def _admit(self) -> None:
+        """Ask the team's code who this is, and whether it may come into its first channel.
+
+        :raises Refused: it may not; or ``Ended``.
+        """
         logic = self._shared.logic
-        if logic is not None:
-            self.client = str(uuid4())
-            if logic.connecting is not None:
-                answer = logic.connecting(self)
-                admitted = await answer if isinstance(answer, Deferred) else answer
-                if admitted is not None:
-                    self.user, self.conn_info = admitted.user, admitted.info
-            await self._may_enter(name)
-        return number, await self._shared.channels.join(self, name, self._shared.history_of(name))
+        if logic is not None and logic.connecting is not None:
+            answer = logic.connecting(self)
+            admitted = await answer if isinstance(answer, Deferred) else answer
+            if admitted is not None:
+                self.user, self.conn_info = admitted.user, admitted.info
+        await self._may_enter(self._shared.text.channel)
+
+    def _heard(self, channel: str) -> Deferred[Channel]:
+        return self._shared.channels.join(self, channel, self._shared.history_of(channel))
+
+    def _with_deadline(self, result: Deferred[Any]) -> Deferred[Any]:
+        """The same, failing when the hub takes too long. What the team's code takes is not the hub's time."""
+        return result.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
 
     async def _count(self) -> int:
         shared = self._shared
@@ -178,6 +206,9 @@ class Session:
             answer = logic.subscribing(self, channel)
             if isinstance(answer, Deferred):
                 await answer
+        if self.state is SessionState.CLOSING:
+            raise CancelledError  # it was sent away by what was asked
+        self._is_admitted = True
 
     def _opened(self, counted: tuple[int, Channel]) -> None:
         number, channel = counted
@@ -252,20 +283,41 @@ class Session:
             limit = shared.text.max_messages_per_second
             self.outbox.write(error_line(codes.TOO_FAST.format(limit=limit)))
             return
+        name, how = self._said_in(), self._publishing
         if shared.logic is None or shared.logic.publishing is None:
-            self._hand_over((data, Format.TEXT))
+            self._hand_over(name, how, (data, Format.TEXT))
             return
         try:
-            chosen = shared.logic.publishing(self, self._said_in(), data, Format.TEXT)
+            chosen = shared.logic.publishing(self, name, data, Format.TEXT)
         except (Refused, Ended) as error:
             self._kept_back(Failure(error))
             return
         if isinstance(chosen, Deferred):
-            self._wait_for(chosen, self._hand_over, self._kept_back)  # later messages do not overtake it
+            self._think(chosen, name, how)
         else:
-            self._hand_over(chosen)
+            self._hand_over(name, how, chosen)
 
-    def _hand_over(self, chosen: tuple[bytes, Format] | None) -> None:
+    def _think(self, chosen: Deferred[Any], name: str, how: PublishOptions) -> None:
+        """The team's code has not made up its mind: later messages must not overtake this one."""
+
+        def handed_over(value: tuple[bytes, Format] | None) -> bool:
+            self._hand_over(name, how, value)
+            return True
+
+        def done(may_go_on: bool) -> bool:
+            if self._saying is chosen:
+                self._busy = self._saying = None
+                self._work()
+            return may_go_on
+
+        def failed(failure: Failure) -> bool:
+            self.log.failure("session {number}", failure, number=self.number)
+            return False
+
+        self._busy = self._saying = chosen
+        chosen.addCallbacks(handed_over, self._kept_back).addCallback(done).addErrback(failed)
+
+    def _hand_over(self, name: str, how: PublishOptions, chosen: tuple[bytes, Format] | None) -> None:
         """Publish, if there is anything to publish."""
         if chosen is None:
             return
@@ -273,15 +325,20 @@ class Session:
         size = len(data)
         self._unacknowledged += 1
         self._unacknowledged_bytes += size
-        taken = self._shared.hub.publish(self._said_in(), data, format_, self.number, self._publishing)
+        taken = self._shared.hub.publish(name, data, format_, self.number, how)
         taken.addCallbacks(self._taken, self._not_taken, callbackArgs=(size,), errbackArgs=(size,))
 
-    def _kept_back(self, failure: Failure) -> None:
-        """The team's code refuses a message, or ends the connection for it."""
+    def _kept_back(self, failure: Failure) -> bool:
+        """The team's code refuses a message, or ends the connection for it. Gives whether it may say more."""
+        failure.trap(Refused, Ended, CancelledError)
+        if failure.check(CancelledError):
+            return False  # the session has ended
         if failure.check(Ended):
             self.refuse(_why(failure))
-        else:
+            return False
+        if self._is_alive:
             self.outbox.write(error_line(_why(failure)))
+        return True
 
     def _said_in(self) -> str:
         """The channel that what this client says goes to."""
@@ -317,16 +374,16 @@ class Session:
             return
         logic = self._shared.logic
         if logic is None or logic.subscribing is None:
-            joining = self._shared.channels.join(self, name, self._shared.history_of(name))
+            joining = self._with_deadline(self._heard(name))
         else:
+            self._is_admitted = False
             joining = Deferred.fromCoroutine(self._enter_by_wish(name))
-        joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
         self._joining = name
         self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
 
     async def _enter_by_wish(self, name: str) -> Channel:
         await self._may_enter(name)
-        return await self._shared.channels.join(self, name, self._shared.history_of(name))
+        return await self._with_deadline(self._heard(name))
 
     def _joined(self, channel: Channel) -> None:
         self._leave_channel()
@@ -358,11 +415,16 @@ class Session:
 
         def settle(outcome: Any) -> Any:
             self._busy = self._joining = None
+            self._is_admitted = True  # where it is, or was before
             return outcome
 
         def succeeded(value: Any) -> None:
             if self._is_alive:
                 done(value)
+                return
+            # A hook has ended it on the way, when it could not be stopped any more.
+            channel = value[1] if isinstance(value, tuple) else value
+            self._shared.channels.leave(self, channel)
 
         def not_succeeded(failure: Failure) -> None:
             if not failure.check(HubError, CancelledError, TimeoutError, Refused, Ended):
@@ -432,21 +494,60 @@ class Session:
     def _say_the_rest(self) -> None:
         """Publish what was taken in and will not be worked on any more."""
         said, self._inbox = self._inbox, None
-        name = self._joining or self._said_in()
-        for message in said or ():
+        saying, self._saying = self._saying, None
+        if saying is not None:
+            self._busy = None  # it is not cancelled with the session
+        if said:
+            saying_rest = Deferred.fromCoroutine(self._rest(said, saying, self._joining))
+            saying_rest.addErrback(self._lost_message)
+
+    async def _rest(self, said: deque[bytes], saying: Deferred[bool] | None, joining: str | None) -> None:
+        """Message by message, as if it were still there; so none overtakes another.
+
+        What it may not, it may not now: where the team's code had not said yet whether it may be, that is
+        asked again.
+
+        :raises Refused: it may not; or ``Ended``.
+        """
+        shared = self._shared
+        name = joining or self._said_in()
+        is_admitted = self._is_admitted
+        if saying is not None and not await saying:
+            return
+        if not is_admitted:
+            if joining is None:
+                await self._admit()
+            elif not await self._may_still_enter(joining):
+                name = self._said_in()
+        for message in said:
             command = parse(message)
             if isinstance(command, Say):
-                self._shared.counters.messages_in += 1
-                if self._rate is not None and not self._rate.take(self._shared.clock.seconds()):
-                    self._shared.counters.rate_limited += 1
+                shared.counters.messages_in += 1
+                if self._rate is not None and not self._rate.take(shared.clock.seconds()):
+                    shared.counters.rate_limited += 1
                     continue
-                published = Deferred.fromCoroutine(self._say_last(name, command.data))
-                published.addErrback(self._lost_message)
+                try:
+                    await self._say_last(name, command.data)
+                except Refused:
+                    continue
             elif isinstance(command, Join):
                 wanted = channel_name(command.name)
-                name = wanted if wanted is not None and self._shared.is_open(wanted) else name
+                if wanted is not None and shared.is_open(wanted) and await self._may_still_enter(wanted):
+                    name = wanted
             else:
                 break
+
+    async def _may_still_enter(self, channel: str) -> bool:
+        logic = self._shared.logic
+        if logic is None or logic.subscribing is None:
+            return True
+        try:
+            answer = logic.subscribing(self, channel)
+            if isinstance(answer, Deferred):
+                await answer
+        except Refused:
+            return False
+        return True
 
     async def _say_last(self, channel: str, data: bytes) -> None:
         shared = self._shared
@@ -455,7 +556,9 @@ class Session:
             answer = shared.logic.publishing(self, channel, data, Format.TEXT)
             chosen = await answer if isinstance(answer, Deferred) else answer
         if chosen is not None:
-            await shared.hub.publish(channel, *chosen, 0, shared.publishing_in(channel))
+            # Handed over in this order, it is published so: none waits for the one before.
+            taken = shared.hub.publish(channel, *chosen, 0, shared.publishing_in(channel))
+            taken.addErrback(self._lost_message)
 
     def _lost_message(self, failure: Failure) -> None:
         failure.trap(HubError, Refused, Ended)
@@ -469,63 +572,29 @@ class Session:
         if self._shared.logic is not None:
             self._shared.logic.disconnected(self, "connection closed")
 
-    # -- for the team's code: see logic.Party ----------------------------------------------------------------
+    # -- for the team's code: see logic.Party, and party.TextParty ---------------------------------------
 
     @property
-    def transport(self) -> str:
-        """See ``logic.Party``."""
-        return "text"
-
-    @property
-    def protocol(self) -> str:
-        """See ``logic.Party``."""
-        return "text"
-
-    @property
-    def address(self) -> str:
-        """See ``logic.Party``."""
-        return self._edge.address
-
-    @property
-    def channels(self) -> Collection[str]:
-        """See ``logic.Party``."""
-        return () if self._channel is None else (self._channel.name,)
-
-    def tell(self, data: bytes) -> bool:
-        """See ``logic.Party``."""
-        if self.state is not SessionState.OPEN:
-            return False
-        line = encode_text("", Publication(data, Format.JSON, b"", 0), None)
-        if line is not None:
-            self.outbox.write(line)
-        return True
+    def is_open(self) -> bool:
+        """It was greeted, and has not been told to go."""
+        return self.state is SessionState.OPEN
 
     def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
         """See ``logic.Party``."""
-        if self.state is not SessionState.OPEN or self._busy is not None or channel in self.channels:
+        options = self._shared.namespaces.options(channel)
+        is_none = options is None or channel_name(channel.encode()) is None
+        if is_none or not self.is_open or self._busy is not None or channel in self.channels:
             return succeed(0)
-        joining = self._shared.channels.join(self, channel, self._shared.history_of(channel))
-        joining.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
-        self._joining = channel
+        joining = self._with_deadline(self._heard(channel))
+        self._joining, self._is_admitted = channel, True
         told: Deferred[int] = Deferred()
 
-        def joined(channel: Channel) -> None:
-            self._joined(channel)
-            told.callback(1)
+        def settled(_: object) -> None:
+            told.callback(int(channel in self.channels))
 
-        def not_joined(failure: Failure) -> None:
-            told.callback(0)
-
-        self._wait_for(joining, joined, not_joined)
+        self._wait_for(joining, self._joined, lambda failure: None)
+        joining.addBoth(settled)
         return told
-
-    def leave(self, channel: str) -> bool:
-        """See ``logic.Party``."""
-        return False
-
-    def dismiss(self, disconnect: codes.Disconnect) -> None:
-        """See ``logic.Party``."""
-        self.refuse(disconnect.reason)
 
 
 def _why(failure: Failure) -> str:

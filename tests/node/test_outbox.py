@@ -625,3 +625,13 @@ def test_what_a_client_gets_ends_with_the_latest_of_each_key(steps: list[tuple[s
     assert [int(number) for kind, number in heard if kind == "p"] == plain
     assert {int(kind): int(number) for kind, number in heard if kind != "p"} == newest
     assert desk.outbox.waiting_bytes == 0
+
+
+def test_a_client_that_has_caught_up_holds_no_frames() -> None:
+    desk = Desk(room=0)
+    desk.outbox.write(b"x")
+    desk.turn()
+    desk.outbox.write_latest(b"a1", "a")
+    assert desk.outbox._latest is not None
+    desk.transport.drain()
+    assert desk.outbox._latest is None

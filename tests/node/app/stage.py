@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import succeed
@@ -92,7 +93,7 @@ class Troupe:
                 channels=shard.channels,
             )
             host.swap(host.construct(loaded(app_class)))
-            shard.shared.logic = host
+            shard.shared = shard.clients.shared = replace(shard.shared, logic=host)
             self.hosts.append(host)
             self.texts.append(
                 Surroundings(
