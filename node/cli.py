@@ -30,6 +30,7 @@ from spread.node.addresses import AutoShard, OneShard, ShardRange, parse_address
 from spread.node.child import FLEET_LIFELINE
 from spread.node.config import ConfigError, load
 from spread.node.config.flags import SettingsCommand, example_toml, given, options
+from spread.node.early import take_over
 from spread.node.listen import CannotListen, bind, inherited, raise_file_limit
 from spread.node.logs import start_logging
 from spread.node.settings import Settings
@@ -61,7 +62,12 @@ class _Fault(Exception):
     metavar="FILE",
     help="TOML or JSON file with any of the settings below, as section.key.  [SPREAD_CONFIG]",
 )
-@click.option("--check", is_flag=True, envvar="SPREAD_CHECK", help="Validate everything, start nothing.")
+@click.option(
+    "--check",
+    is_flag=True,
+    envvar="SPREAD_CHECK",
+    help="Validate everything, and start nothing; an application is imported and asked, too.",
+)
 @click.option(
     "--lenient-config",
     is_flag=True,
@@ -105,7 +111,8 @@ def command(
     if check:
         if app is not None:
             _look_at(settings, app, tables)
-        click.echo(f"ok: shard {settings.node.shard}, hub {hub}")
+        runs = "" if app is None else f", app {settings.app.app} {app.version}"
+        click.echo(f"ok: shard {settings.node.shard}, hub {hub}{runs}")
         return CLEAN
     if isinstance(shards, ShardRange):
         return _run_fleet(reactor, settings, range(shards.first, shards.last + 1))
@@ -190,6 +197,17 @@ def _run_shard(
                 stop.callback(None)
                 starting.cancel()
 
+        early: list[bool] = []
+        is_ready = False
+
+        def reload() -> None:
+            if not is_ready:
+                early.append(True)  # the app was imported before that, and may have changed since
+                return
+            # Two lines, so that what is said of one update is not taken for what is said of the next.
+            _say(f"reloading shard={shard.number}")
+            shard.reload().addCallback(_say)
+
         starting = Deferred.fromCoroutine(shard.start(ask_to_stop))
         is_child = _watch_lifeline(reactor, os.environ, ask_to_stop)
         # Whoever signals a whole process group (a terminal, systemd) reaches the parent as well, which then
@@ -199,7 +217,7 @@ def _run_shard(
             ask_to_stop,
             tls.reload if tls else lambda: log.info("SIGHUP: this shard has nothing to read again"),
             is_patient=is_child,
-            reload=lambda: shard.reload().addCallback(_say),
+            reload=reload,
         )
         try:
             ready = await starting
@@ -214,6 +232,9 @@ def _run_shard(
         gc.collect()
         gc.freeze()
         print(ready, flush=True)
+        is_ready = True
+        if early:
+            reload()
         await stop
         _exit_after(settings.node.stop_seconds)
         await shard.stop()
@@ -465,8 +486,7 @@ def _on_signals(
     signal.signal(signal.SIGINT, signal.SIG_IGN if is_patient else stop_or_exit)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(hang_up))
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda number, frame: reactor.callFromThread(reload))
+    take_over(lambda: reactor.callFromThread(reload))
 
 
 def _watch_lifeline(reactor: Any, environ: Mapping[str, str], gone: Callable[[], None]) -> bool:

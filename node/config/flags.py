@@ -80,6 +80,8 @@ Examples:
   spread-node --client-insecure
       the same for WebSocket, without tokens, for a first try only: then
       `spread tail news`, and in another window `spread publish news hello`
+  spread-node --shard 0-1 --app chat:Chat
+      two shards that run your own code, the class Chat of chat.py
   spread-node --config spread.toml --check
       say what is wrong with a configuration, start nothing
 
