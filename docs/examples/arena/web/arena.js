@@ -1,134 +1,283 @@
 // The client of the arena: sends what the player wants, draws what the match says. It decides nothing.
-"use strict";
+import { ANGLE, direction, FALLS, hue, ID, isDirection, NAME, ranked, SCORE, Timeline, wrongWith, X, Y } from "./motion.js";
+import { Painter } from "./painter.js";
 
-const server = new URLSearchParams(location.search).get("server") ?? `ws://${location.hostname}:8000`;
-const field = document.getElementById("field");
-const status = document.getElementById("status");
-const pen = field.getContext("2d");
+const [BAD_NAME, NOT_IN_MATCH] = [4001, 4002]; // see arena.py
+const SHOOT_MS = 120; // between two tries while the button is held; the match says how fast a weapon is
+const SCORES_MS = 250;
+const STALE_MS = 2000; // without a state: the match has stopped, or the connection is dead without having ended
+const DEAD_MS = 8000; // then a new connection is better
+
+const at = (id) => document.getElementById(id);
+const scheme = location.protocol === "https:" ? "wss" : "ws";
+const server = new URLSearchParams(location.search).get("server") ?? `${scheme}://${location.hostname}:8000`;
+const timeline = new Timeline();
+const painter = new Painter(at("field"));
 const keys = new Set();
-const directions = {
-  KeyW: [0, -1], ArrowUp: [0, -1], KeyS: [0, 1], ArrowDown: [0, 1],
-  KeyA: [-1, 0], ArrowLeft: [-1, 0], KeyD: [1, 0], ArrowRight: [1, 0],
-};
 
+let centrifuge = null;
+let name = "";
 let me = "";
 let match = "";
-let scale = 1;
-let state = null;
-let before = null;
-let stateAt = 0;
-let centrifuge = null;
+let plan = null;
+let rules = "";
+let isIn = false; // of the match, by this connection
+let seenAt = 0;
+let scoresAt = 0;
+let delay = 0; // ms from a command to its answer
+let mouse = null; // where it is in the window
+let shooting = 0;
 
-document.getElementById("door").addEventListener("submit", (event) => {
+// -- the door
+
+at("name").value = localStorage.getItem("name") ?? "";
+at("door").addEventListener("submit", (event) => {
   event.preventDefault();
-  play(document.getElementById("name").value).catch((error) => { status.textContent = error.message; });
+  name = at("name").value.trim();
+  at("wrong").textContent = globalThis.Centrifuge ? wrongWith(name) : "The SDK is missing: run npm install in web/.";
+  if (at("wrong").textContent) { at("name").focus(); } else { play(); }
 });
 
-async function play(name) {
-  document.getElementById("door").hidden = true;
-  document.getElementById("game").hidden = false;
-  centrifuge = new Centrifuge(`${server}/connection/websocket`);
-  centrifuge.on("connecting", (context) => { status.textContent = `connecting … ${context.reason}`; });
-  centrifuge.on("disconnected", (context) => { status.textContent = `disconnected: ${context.reason}`; });
-  // After a lost connection the player is another client, with a seat of its own.
-  centrifuge.on("connected", () => sit(name).catch((error) => { status.textContent = error.message; }));
+function play() {
+  localStorage.setItem("name", name);
+  at("door").hidden = true;
+  at("game").hidden = false;
+  lost("Connecting …", "");
+  if (centrifuge) { // it was only the name that was wrong
+    enter().catch(explain);
+    return;
+  }
+  centrifuge = new Centrifuge(`${server}/connection/websocket`, {
+    data: { secret: secret() }, minReconnectDelay: 200, maxReconnectDelay: 3000, timeout: 5000,
+  });
+  centrifuge.on("connecting", () => away("Connection lost"));
+  centrifuge.on("error", () => { if (!me) { lost("Connecting …", `No answer from ${server}. Does the arena run, and is ${location.origin} among its allowed_origins?`); } });
+  centrifuge.on("disconnected", (context) => lost("Disconnected", `${context.reason}. Reload the page to come back.`));
+  centrifuge.on("connected", () => sit());
   centrifuge.connect();
+  setInterval(watch, 250);
+  requestAnimationFrame(draw);
 }
 
-async function sit(name) {
-  const seat = await centrifuge.rpc("hall/seat", null);
-  if (match && match !== seat.data) {
-    centrifuge.getSubscription(match)?.unsubscribe();
+/** Who knows it is this player: also after a lost connection, or a reload. Each tab has its own. */
+function secret() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const made = sessionStorage.getItem("secret") ?? [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  sessionStorage.setItem("secret", made);
+  return made;
+}
+
+function leave(why) { // back to the door
+  isIn = false;
+  at("game").hidden = true;
+  at("door").hidden = false;
+  at("wrong").textContent = why;
+  at("name").select();
+}
+
+// -- a seat in a match. All of it again for each new connection
+
+async function sit() {
+  try {
+    const seat = (await centrifuge.rpc("hall/seat", null)).data;
+    if (seat !== match) {
+      const old = centrifuge.getSubscription(match);
+      if (old) { centrifuge.removeSubscription(old); }
+      timeline.clear();
+      match = seat;
+      at("match").textContent = match.replace(":", " ");
+    }
+    let subscription = centrifuge.getSubscription(match);
+    if (!subscription) {
+      subscription = centrifuge.newSubscription(match);
+      subscription.on("publication", (context) => seen(context.data));
+      subscription.subscribe();
+    }
+    await subscription.ready(5000);
+    await enter();
+  } catch (error) {
+    explain(error);
   }
-  match = seat.data;
-  const subscription = centrifuge.getSubscription(match) ?? centrifuge.newSubscription(match);
-  if (subscription.state === "unsubscribed") {
-    subscription.on("publication", (context) => seen(context.data));
-    subscription.subscribe();
-  }
-  await subscription.ready(10000);
+}
+
+async function enter() {
   const entered = (await centrifuge.rpc(`${match}/enter`, { name })).data;
   me = entered.id;
-  scale = field.width / entered.width;
-  field.height = entered.height * scale;
-  document.getElementById("match").textContent = match;
+  isIn = true;
+  planned(entered);
+  go();
 }
 
-function seen(next) {
-  before = state;
-  state = next;
-  stateAt = performance.now();
-  status.textContent = `rules ${next.rules}`;
-  const best = [...next.players].sort((a, b) => b[6] - a[6]).slice(0, 10);
-  document.getElementById("scores").replaceChildren(...best.map((player) => {
-    const row = document.createElement("li");
-    row.textContent = `${player[1]} ${player[6]}`;
-    row.className = player[0] === me ? "me" : "";
+function explain(error) {
+  if (error.code === BAD_NAME) {
+    leave(`No: ${error.message}.`);
+  } else if (centrifuge.state === "connected") { // no shard has the match at the moment, or it is full
+    lost("Waiting for the match …", error.message ?? "");
+    setTimeout(() => { if (centrifuge.state === "connected" && !isIn) { sit(); } }, 1000);
+  }
+}
+
+// -- what the match says
+
+function seen(state) {
+  seenAt = performance.now();
+  timeline.add(state, seenAt);
+  if (state.plan) { planned(state.plan); }
+  if (state.rules !== rules) {
+    if (rules) { tell(`New rules: ${state.rules}`); }
+    rules = state.rules;
+    at("rules").textContent = rules;
+  }
+  for (const [kind, , , who, by] of state.events) { if (kind === "fall") { fell(who, by, state); } }
+  if (seenAt - scoresAt > SCORES_MS) {
+    scoresAt = seenAt;
+    score(state);
+    // A match that fell back to its last snapshot may not know who came after it.
+    if (isIn && !state.players.some((player) => player[ID] === me)) { enter().catch(explain); }
+  }
+}
+
+function planned(next) {
+  if (JSON.stringify(next.walls) !== JSON.stringify(plan?.walls) || next.width !== plan.width || next.height !== plan.height) {
+    plan = { width: next.width, height: next.height, walls: next.walls };
+    resize();
+  }
+}
+
+function score(state) {
+  at("scores").replaceChildren(...ranked(state.players).map((player) => {
+    const row = document.createElement("tr");
+    const dot = document.createElement("i");
+    const label = document.createElement("span");
+    row.className = player[ID] === me ? "me" : "";
+    dot.style.background = player[ID] === me ? "" : `hsl(${hue(player[ID])} 58% 58%)`;
+    label.textContent = label.title = player[NAME];
+    row.append(...[0, 1, 2].map(() => document.createElement("td")));
+    row.children[0].append(dot, label);
+    row.children[1].textContent = player[SCORE];
+    row.children[2].textContent = player[FALLS];
     return row;
   }));
 }
 
+function fell(who, by, state) {
+  const called = (id) => (id === me ? "you" : state.players.find((player) => player[ID] === id)?.[NAME] ?? "somebody");
+  const row = document.createElement("li");
+  row.textContent = `${called(by)} ➤ ${called(who)}`;
+  row.className = by === me || who === me ? "mine" : "";
+  at("feed").append(row);
+  row.addEventListener("animationend", () => row.remove());
+  while (at("feed").children.length > 5) { at("feed").firstChild.remove(); }
+  if (who === me) { tell(`${called(by)} got you`); }
+}
+
+let telling = 0;
+function tell(text) {
+  at("news").textContent = text;
+  at("news").classList.add("shown");
+  clearTimeout(telling);
+  telling = setTimeout(() => at("news").classList.remove("shown"), 3000);
+}
+
+// -- how the connection is
+
+function away(why) {
+  isIn = false;
+  if (me) { lost(`${why}. Connecting again …`, "Your score is kept."); }
+}
+
+function lost(why, hint) {
+  at("stage").classList.add("lost");
+  at("lost").hidden = false;
+  at("why").textContent = why;
+  at("hint").textContent = hint;
+}
+
+function watch() {
+  const connected = centrifuge.state === "connected";
+  const quiet = performance.now() - seenAt;
+  const good = connected && isIn && quiet < STALE_MS;
+  at("light").className = good ? "good" : "";
+  at("status").textContent = good ? `connected, ${Math.round(delay)} ms` : connected ? "waiting" : "connecting";
+  if (good) {
+    at("stage").classList.remove("lost");
+    at("lost").hidden = true;
+  } else if (connected && isIn && quiet > DEAD_MS) {
+    seenAt = performance.now();
+    centrifuge.disconnect();
+    centrifuge.connect();
+  } else if (connected && isIn) {
+    lost("The match has stopped …", "Another shard takes it over, if its own has died.");
+  }
+}
+
 // -- what the player does
 
-addEventListener("keydown", (event) => { if (!event.repeat && directions[event.code] && me) { keys.add(event.code); go(); } });
-addEventListener("keyup", (event) => { if (keys.delete(event.code)) { go(); } });
-addEventListener("blur", () => { if (keys.size) { keys.clear(); go(); } });
-
-function go() {
-  let [dx, dy] = [0, 0];
-  for (const key of keys) { dx += directions[key][0]; dy += directions[key][1]; }
-  const length = Math.hypot(dx, dy) || 1;
-  say("move", { dx: dx / length, dy: dy / length });
-}
-
-field.addEventListener("mousedown", (event) => {
-  const mine = state?.players.find((player) => player[0] === me);
-  if (!mine) { return; }
-  const box = field.getBoundingClientRect();
-  const grown = field.width / box.width / scale;
-  const angle = Math.atan2((event.clientY - box.top) * grown - mine[3], (event.clientX - box.left) * grown - mine[2]);
-  say("shoot", { angle });
-});
-
 function say(command, parameters) {
-  centrifuge.rpc(`${match}/${command}`, parameters).catch((error) => { status.textContent = `${command}: ${error.message}`; });
+  if (!isIn) { return; }
+  const asked = performance.now();
+  centrifuge.rpc(`${match}/${command}`, parameters).then(
+    () => { delay += ((performance.now() - asked) - delay) * (delay ? 0.2 : 1); },
+    (error) => { if (error.code === NOT_IN_MATCH && isIn) { enter().catch(explain); } }, // others: the watch tells
+  );
 }
 
-// -- drawing: between the last two states, so that twenty states a second look smooth
+const isPlaying = (event) => !at("game").hidden && !event.ctrlKey && !event.metaKey && !event.altKey;
 
-function between(player, share) {
-  const old = before?.players.find((each) => each[0] === player[0]);
-  const far = old && Math.hypot(old[2] - player[2], old[3] - player[3]) > 60; // placed anew
-  return old && !far ? [old[2] + (player[2] - old[2]) * share, old[3] + (player[3] - old[3]) * share] : [player[2], player[3]];
+addEventListener("keydown", (event) => {
+  if (!isPlaying(event)) { return; }
+  if (isDirection(event.code)) {
+    event.preventDefault();
+    if (!event.repeat) { keys.add(event.code); go(); }
+  } else if (event.code === "Space") {
+    event.preventDefault();
+    if (!event.repeat) { begin(); }
+  }
+});
+addEventListener("keyup", (event) => {
+  if (keys.delete(event.code)) { go(); }
+  if (event.code === "Space") { end(); }
+});
+addEventListener("blur", () => {
+  end();
+  if (keys.size) { keys.clear(); go(); }
+});
+addEventListener("pointermove", (event) => { mouse = [event.clientX, event.clientY]; });
+at("field").addEventListener("pointerdown", (event) => {
+  event.preventDefault();
+  mouse = [event.clientX, event.clientY];
+  begin();
+});
+addEventListener("pointerup", end);
+addEventListener("pointercancel", end);
+at("field").addEventListener("contextmenu", (event) => event.preventDefault());
+
+function go() { say("move", direction(keys)); }
+
+function begin() {
+  end();
+  shoot();
+  shooting = setInterval(shoot, SHOOT_MS);
 }
 
-function draw() {
+function end() { clearInterval(shooting); }
+
+function shoot() {
+  const mine = timeline.newest?.players.find((player) => player[ID] === me);
+  if (!mine) { return; }
+  const [x, y] = mouse ? painter.place(...mouse) : [mine[X] + Math.cos(mine[ANGLE]), mine[Y] + Math.sin(mine[ANGLE])];
+  say("shoot", { angle: Math.atan2(y - mine[Y], x - mine[X]) });
+}
+
+// -- drawing
+
+function resize() {
+  if (plan && !at("game").hidden) { painter.fit(plan, at("stage").clientWidth, at("stage").clientHeight); }
+}
+new ResizeObserver(resize).observe(at("stage"));
+
+function draw(now) {
   requestAnimationFrame(draw);
-  if (!state) { return; }
-  const share = Math.min(1, (performance.now() - stateAt) / 50);
-  pen.clearRect(0, 0, field.width, field.height);
-  pen.textAlign = "center";
-  for (const player of state.players) {
-    const [x, y] = between(player, share).map((each) => each * scale);
-    const radius = 14 * scale;
-    pen.fillStyle = player[0] === me ? "#e0a339" : "#5b8fb9";
-    pen.beginPath();
-    pen.arc(x, y, radius, 0, 2 * Math.PI);
-    pen.fill();
-    pen.strokeStyle = "#e6e3da";
-    pen.lineWidth = 3;
-    pen.beginPath();
-    pen.moveTo(x, y);
-    pen.lineTo(x + Math.cos(player[4]) * radius * 1.4, y + Math.sin(player[4]) * radius * 1.4);
-    pen.stroke();
-    pen.fillStyle = "#e6e3da";
-    pen.fillText(player[1], x, y - radius - 12);
-    pen.fillStyle = "#7fb069";
-    pen.fillRect(x - radius, y - radius - 8, 2 * radius * player[5] / 100, 4);
-  }
-  pen.fillStyle = "#e6e3da";
-  for (const [x, y] of state.bullets) {
-    pen.fillRect(x * scale - 2, y * scale - 2, 4, 4);
-  }
+  const moment = timeline.at(now);
+  if (moment && plan) { painter.draw(moment, me, mouse && painter.place(...mouse), now); }
 }
-requestAnimationFrame(draw);
