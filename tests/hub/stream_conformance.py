@@ -92,6 +92,7 @@ class StreamConformance(_Cases):
         speaker, listener = await self.shard(), await self.shard("a")
         hub = speaker.hub
         tags = {"k": "v", "": "欢迎"}
+        most = tuple(f"client {number}" for number in range(MAX_EXCLUDED))
         for history in (None, KEPT):
             for options in (
                 PublishOptions(history=history, info=ANN),
@@ -99,10 +100,15 @@ class StreamConformance(_Cases):
                 PublishOptions(history=history, info=BOB, tags=tags),
                 PublishOptions(history=history, delta=True),
                 PublishOptions(history=history, info=ANN, exclude=("one", "two")),
+                PublishOptions(history=history, exclude=most, idempotency_key=f"key {history}"),
                 PublishOptions(history=history),
             ):
                 await hub.publish("a", b"{}", Format.JSON, 2**64 - 1, options)
-        await listener.hears("a", [b"{}"] * 12)
+            with self.assertRaisesRegex(ValueError, "65 clients are excluded; at most 64 may be"):
+                hub.publish(
+                    "a", b"{}", Format.JSON, 0, PublishOptions(history=history, exclude=(*most, "more"))
+                )
+        await listener.hears("a", [b"{}"] * 14)
         heard = [publication for _, publication in listener.receiver.publications]
         carried = [(each.info, each.tags, each.delta, each.exclude) for each in heard]
         expected = [
@@ -111,15 +117,16 @@ class StreamConformance(_Cases):
             (BOB, tags, False, ()),
             (None, None, True, ()),
             (ANN, None, False, ("one", "two")),
+            (None, None, False, most),
             (None, None, False, ()),
         ]
         self.assertEqual(carried, expected * 2)
-        self.assertEqual([each.offset for each in heard], [0] * 6 + [1, 2, 3, 4, 5, 6])
+        self.assertEqual([each.offset for each in heard], [0] * 7 + [1, 2, 3, 4, 5, 6, 7])
         self.assertEqual({each.session for each in heard}, {2**64 - 1})
         self.assertEqual({each.format for each in heard}, {Format.JSON})
         self.assertEqual({each.shard for each in heard}, {bytes.fromhex(speaker.identity.incarnation)})
         stream = await hub.history("a", KEPT, limit=-1)
-        self.assertEqual(stream.publications, heard[6:], "history gives the same as was heard")
+        self.assertEqual(stream.publications, heard[7:], "history gives the same as was heard")
 
     async def test_kept_payloads_pass_unchanged(self) -> None:
         speaker, listener = await self.shard(), await self.shard("a")
