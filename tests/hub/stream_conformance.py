@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import gatherResults
 
 from spread.hub.api import (
+    MAX_EXCLUDED,
     Broken,
     ClientInfo,
     Format,
@@ -93,6 +94,7 @@ class StreamConformance(_Cases):
         hub = speaker.hub
         tags = {"k": "v", "": "欢迎"}
         most = tuple(f"client {number}" for number in range(MAX_EXCLUDED))
+        too_many = PublishOptions(exclude=(*most, "one more"))
         for history in (None, KEPT):
             for options in (
                 PublishOptions(history=history, info=ANN),
@@ -105,9 +107,7 @@ class StreamConformance(_Cases):
             ):
                 await hub.publish("a", b"{}", Format.JSON, 2**64 - 1, options)
             with self.assertRaisesRegex(ValueError, "65 clients are excluded; at most 64 may be"):
-                hub.publish(
-                    "a", b"{}", Format.JSON, 0, PublishOptions(history=history, exclude=(*most, "more"))
-                )
+                hub.publish("a", b"{}", Format.JSON, 0, too_many)
         await listener.hears("a", [b"{}"] * 14)
         heard = [publication for _, publication in listener.receiver.publications]
         carried = [(each.info, each.tags, each.delta, each.exclude) for each in heard]
