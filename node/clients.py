@@ -70,8 +70,9 @@ class Clients:
         self._by_user: dict[str, dict[int, CentrifugeSession]] = {}
         self.by_client: dict[str, CentrifugeSession] = {}
         """By the client's id."""
-        self.others: dict[str, Party] = {}
-        """Clients of other protocols that the team's code knows, by id."""
+        # Clients of other protocols that the team's code knows, by id, and by user.
+        self._others: dict[str, Party] = {}
+        self._others_by_user: dict[str, dict[str, Party]] = {}
         self._by_secret: dict[str, CentrifugeSession] = {}
         self._user_rates: dict[str, Rate] = {}
         self._connect_rate: Rate | None = None
@@ -201,6 +202,29 @@ class Clients:
             unnoted=f"; {unnoted} more lines like this were left out" if unnoted else "",
         )
 
+    # -- clients of other protocols, where there is a team's own code --------------------------------------
+
+    def enter(self, party: Party) -> None:
+        """It can be reached now, as those here. Its user stays."""
+        self._others[party.client] = party
+        self._others_by_user.setdefault(party.user, {})[party.client] = party
+
+    def leave(self, party: Party) -> None:
+        """It cannot any more. Idempotent."""
+        if self._others.pop(party.client, None) is not None:
+            of_user = self._others_by_user[party.user]
+            del of_user[party.client]
+            if not of_user:
+                del self._others_by_user[party.user]
+
+    def _others_of(self, user: str, client: str, session: str) -> list[Party]:
+        if session:  # none of them has such
+            return []
+        of_user = self._others_by_user.get(user, {})
+        if client:
+            return [of_user[client]] if client in of_user else []
+        return list(of_user.values())
+
     # -- for the server API: control.Clients -------------------------------------------------------------
 
     def _of(self, user: str, client: str, session: str) -> list[CentrifugeSession]:
@@ -230,7 +254,10 @@ class Clients:
             ]
         for one in ended:
             one.end(disconnect)
-        return len(ended)
+        others = [each for each in self._others_of(user, client, session) if each.client not in whitelist]
+        for other in others:
+            other.dismiss(disconnect)
+        return len(ended) + len(others)
 
     def unsubscribe(self, user: str, channel: str, *, client: str, session: str) -> int:
         """See ``control.Clients``."""
@@ -274,6 +301,7 @@ class Clients:
             and channel not in one.subscribing
             and len(one.subscriptions) + len(one.subscribing) < limit
         ]
+        working += [each.subscribe(channel, grant) for each in self._others_of(user, client, session)]
         return gatherResults(working, consumeErrors=True).addCallbacks(sum, _first_reason)
 
     def bring(self, session: Account, channel: str, grant: Grant) -> Deferred[int]:
@@ -385,13 +413,14 @@ class Clients:
     def send(self, user: str, client: str, data: bytes) -> int:
         """See ``control.Clients``."""
         if not client:
-            return sum(one.tell(data) for one in self._of(user, "", ""))
-        found = self.by_client.get(client) or self.others.get(client)
+            reached = [*self._of(user, "", ""), *self._others_of(user, "", "")]
+            return sum(one.tell(data) for one in reached)
+        found = self.by_client.get(client) or self._others.get(client)
         return 0 if found is None else int(found.tell(data))
 
     def send_all(self, data: bytes) -> int:
         """See ``control.Clients``."""
-        return sum(one.tell(data) for one in [*self.sessions.values(), *self.others.values()])
+        return sum(one.tell(data) for one in [*self.sessions.values(), *self._others.values()])
 
     # -- the shard ---------------------------------------------------------------------------------------
 

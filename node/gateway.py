@@ -19,6 +19,7 @@ from twisted.web.server import Site
 from spread.hub.api import Hub
 from spread.node.api.http import api_paths, api_resource
 from spread.node.api.methods import Methods
+from spread.node.app.deeds import KIND, without_app
 from spread.node.app.host import AppHost
 from spread.node.auth.verifiers import token_verifiers
 from spread.node.channels import Channels
@@ -113,6 +114,8 @@ class Gateway:
                 relays=self.control,
                 shard=incarnation,
             )
+        else:
+            self.control.on(KIND, without_app)
         self.clients.shared = Shared(
             clock=reactor,
             now=time.time,

@@ -201,6 +201,8 @@ class Shard:
         self._metrics = ShardMetrics(self.counters, self._hub.counters, turns)
         self._metrics.set_limits(_limits(settings, self._admission))
         self._metrics.add(self._updating.metrics)
+        if self._gateway.app is not None:
+            self._metrics.add(self._gateway.app.metrics)
         if self._gateway.owners is not None:
             self._metrics.add(self._gateway.owners.metrics)
 

@@ -120,7 +120,11 @@ class App:
 
     def view(self, client: Client, channel: str) -> Hashable | None:
         """How does it see this channel? Asked when it comes in; ``client.set_view`` changes it. Answers at
-        once."""
+        once.
+
+        A publication costs a call of ``see`` for each view that has members on a shard, and a decoding of its
+        data: views that many share are cheap, one for each client is as dear as there are clients.
+        """
         return None
 
     def see(self, channel: str, key: Any, data: Any) -> Any:
@@ -167,7 +171,8 @@ class App:
         """Publish to a channel. What nobody waits for may be forgotten: a failure is logged then.
 
         :param data: a JSON value, or bytes.
-        :param exclude: ids of clients that do not get it.
+        :param exclude: ids of clients that do not get it, 64 at most. An id is that of one connection: who
+            has come back has another, and finds the publication in what it recovers.
         :raises LookupError: at once, if there is no such namespace. The Deferred fails with ``HubError``.
         """
         return self._does.publish(
@@ -250,7 +255,10 @@ class App:
     def every(self, seconds: float, method: Callable[[], Any]) -> Handle:
         """Call a method again and again. A method of the app's goes on, over updates, as that of the new one.
 
-        :raises ValueError: less than a millisecond.
+        But timers that are made before the app runs, in ``__init__`` and ``import_state``, end with this
+        version of it: the next one makes its own, and where they are the same, they keep their times.
+
+        :raises ValueError: less than a millisecond, or more than thirty years.
         :raises RuntimeError: there are ``app.max_timers`` already.
         """
         return self._does.timers.every(self, seconds, method)
@@ -264,8 +272,12 @@ class App:
     def call_shard(self, shard: int | None, method: str, data: Any = None) -> Deferred[Any]:
         """Call a method marked ``@remote`` of the app on another shard, or this one.
 
-        :param shard: its number; ``None``: on all shards, which gives a list.
+        :param shard: its number; ``None``: on all shards, which gives a list of the answers of those that
+            have an app with such a method, in no order.
         :param data: plain data, as its answer is.
+        :raises TypeError: at once: it is not. The Deferred fails with ``RemoteError`` when the method fails,
+            on one shard, or none has it; with ``ShardUnknown``; with ``HubError`` when the hub is away, or
+            not all have answered within ``hub.ask_seconds``, which may be less than ``app.hook_seconds``.
         """
         return self._does.call_shard(shard, method, data)
 

@@ -83,8 +83,16 @@ class Client:
         return self._party.tell(encoded(data, "client.send"))
 
     def subscribe(self, channel: str, options: Subscribing | None = None) -> Deferred[bool]:
-        """Bring it into a channel, without asking ``subscribing``; ``False``: it was there, or has gone."""
-        return self._party.subscribe(channel, grant_of(options or Subscribing())).addCallback(bool)
+        """Bring it into a channel, without asking ``subscribing``.
+
+        :returns: fires with ``False`` when it was there, has gone, or cannot be: there is no such namespace,
+            the client is in as many channels as it may be, or, being one of the text protocol, is on its way
+            into another or waits for ``publishing``. Fails with ``HubError`` or ``TimeoutError`` when the hub
+            is away, but for those, which give ``False``.
+        :raises Exception: at once: something in ``options`` is nonsense.
+        """
+        grant = grant_of(Subscribing() if options is None else options)
+        return self._party.subscribe(channel, grant).addCallback(bool)
 
     def unsubscribe(self, channel: str) -> bool:
         """Take it out of a channel; it is told so. ``False``: it is not in there. Text clients cannot be."""
@@ -102,7 +110,10 @@ class Client:
         """From now on it sees this channel as all do whose view is ``key``; see ``App.see``.
 
         May be called before it is in there, for instance in ``subscribing``.
+
+        :raises TypeError: this is no key of a dictionary; nothing has changed.
         """
+        hash(key)
         self.where[channel] = key
         self._host.view_changed(self, channel, key)
 

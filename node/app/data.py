@@ -16,7 +16,7 @@ from spread.node.session.subscribing import Grant
 if TYPE_CHECKING:
     from spread.node.app.marks import Call
 
-__all__ = ["Nonsense", "decoded", "encoded", "grant_of", "payload_of", "published_data"]
+__all__ = ["Nonsense", "decoded", "encoded", "grant_of", "moment", "payload_of", "published_data"]
 
 MESSAGE_MAX_CHARACTERS = 255
 """Of what a client is told that is wrong with its parameters."""
@@ -25,24 +25,45 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
+SHOWN_MAX_CHARACTERS = 64
+"""Of a value that is nonsense; of a longer one the log has the type alone."""
+
+LATEST_MOMENT = 2**53
+"""In seconds since 1970. Far enough; and what is calculated with it stays exact."""
+
+_CHOICES = (
+    *("presence", "join_leave", "force_push_join_leave", "force_positioning", "force_recovery"),
+)  # of Subscribing
+
+
 class Nonsense(Exception):
     """A hook has answered what it must not; the text names both."""
 
     def __init__(self, hook: str, value: object, wanted: str) -> None:
         super().__init__(hook, value, wanted)
-        self.text = f"{hook} has given {type(value).__name__}, and must give {wanted}"
+        self.text = f"{hook} has given {_shown(value)}, and must give {wanted}"
 
     def __str__(self) -> str:
         return self.text
 
 
+def _shown(value: object) -> str:
+    kind = type(value).__name__
+    if isinstance(value, int | float | str) and len(shown := repr(value)) <= SHOWN_MAX_CHARACTERS:
+        return f"{kind} {shown}"
+    return kind
+
+
 def decoded(data: bytes) -> Any:
-    """The JSON value that these bytes are, else the bytes; ``None`` for none."""
+    """The JSON value that these bytes are, else the bytes; ``None`` for none.
+
+    Bytes, too, is what is nested deeper than Python can follow.
+    """
     if not data:
         return None
     try:
         return _decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return data
 
 
@@ -65,11 +86,28 @@ def optional(value: Any, what: str) -> bytes:
     return b"" if value is None else encoded(value, what)
 
 
-def grant_of(options: Subscribing) -> Grant:
+def moment(value: Any, what: str) -> int:
+    """Seconds since 1970, as an app gives them.
+
+    :raises Nonsense: it is no such number.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= LATEST_MOMENT:
+        raise Nonsense(what, value, f"seconds since 1970, from 0 to {LATEST_MOMENT}")
+    return int(value)
+
+
+def grant_of(options: Any) -> Grant:
     """What a subscription has.
 
-    :raises Nonsense: ``info`` or ``data`` cannot be told.
+    :raises Nonsense: it is no ``Subscribing``, or something in it is nonsense.
     """
+    if not isinstance(options, Subscribing):
+        raise Nonsense("the options of a subscription", options, "a Subscribing, or None")
+    for name in _CHOICES:
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, bool):
+            raise Nonsense(f"Subscribing.{name}", value, "True, False or None")
     return Grant(
         overrides=Overrides(
             presence=options.presence,
@@ -80,7 +118,7 @@ def grant_of(options: Subscribing) -> Grant:
         ),
         info=optional(options.info, "Subscribing.info"),
         data=optional(options.data, "Subscribing.data"),
-        expire_at=options.expire_at,
+        expire_at=moment(options.expire_at, "Subscribing.expire_at"),
     )
 
 
@@ -89,12 +127,12 @@ def params_of(call: Call, data: bytes) -> Any:
 
     :raises Refused: they do not fit; 107, with what is wrong.
     """
-    if call.decoder is None:
-        return decoded(data)
     try:
+        if call.decoder is None:
+            return _any_of(data)
         return call.decoder.decode(data or b"{}")
-    except ValueError as error:  # those of msgspec are such
-        if not data:
+    except (ValueError, RecursionError) as error:  # those of msgspec are ValueErrors
+        if not data and call.decoder is not None:
             try:
                 return call.decoder.decode(b"null")
             except ValueError:
@@ -103,19 +141,30 @@ def params_of(call: Call, data: bytes) -> Any:
         raise Refused(codes.Error(codes.BAD_REQUEST.code, message)) from None
 
 
+def _any_of(data: bytes) -> Any:
+    """As ``decoded``.
+
+    :raises RecursionError: it is JSON, and nested too deeply.
+    """
+    try:
+        return _decode(data) if data else None
+    except msgspec.DecodeError:
+        return data
+
+
 # --- publications -----------------------------------------------------------------------------------------
 
 
 def payload_of(data: bytes, format: int) -> Any:
     """A publication's data as apps see it: a JSON value, the text of a line, or bytes.
 
-    :raises Refused: it says that it is JSON, and is not.
+    :raises Refused: it says that it is JSON, and is not, or is nested too deeply.
     """
     if format == Format.JSON:
         try:
             return _decode(data)
-        except msgspec.DecodeError:
-            raise Refused(codes.BAD_REQUEST, "its data is no JSON") from None
+        except (msgspec.DecodeError, RecursionError):
+            raise Refused(codes.BAD_REQUEST, "its data is no JSON, or nested too deeply") from None
     if format == Format.TEXT:
         return data.rstrip(b"\r\n").decode(errors="replace")
     return data

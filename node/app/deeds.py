@@ -9,7 +9,16 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, gatherResults
 from twisted.python.failure import Failure
 
-from spread.hub.api import ClientInfo, Format, Hub, Position, PresenceStats, PublishOptions, Stream
+from spread.hub.api import (
+    ClientInfo,
+    Format,
+    Hub,
+    Position,
+    PresenceStats,
+    PublishOptions,
+    Stream,
+    check_excluded,
+)
 from spread.hub.errors import ShardUnknown
 from spread.node.app.data import decoded, encoded, grant_of
 from spread.node.app.marks import Call
@@ -23,7 +32,7 @@ from spread.node.app.values import (
     Subscribing,
 )
 from spread.node.codes import Disconnect as DisconnectCode
-from spread.node.control import Control, Override, SubscribeOptions
+from spread.node.control import ANSWER_MAX_BYTES, Control, Override, SubscribeOptions
 from spread.node.namespaces import ChannelOptions, Namespaces
 from spread.node.session.logic import Answer
 from spread.node.session.shared import Ended, Refused
@@ -31,10 +40,16 @@ from spread.node.session.shared import Ended, Refused
 if TYPE_CHECKING:
     from spread.node.app.host import Objects
 
-__all__ = ["EXCLUDED_MAX", "Deeds"]
+__all__ = ["KIND", "Deeds", "without_app"]
 
-EXCLUDED_MAX = 64
-"""Clients that one publication may leave out."""
+KIND = "app"
+"""Of the relays by which apps call each other."""
+
+ABSENT = "absent"
+"""Stands for the value where there is no such method."""
+
+OUTCOME_MAX_BYTES = ANSWER_MAX_BYTES - 64
+"""Of what a method gives to another shard."""
 
 
 class Deeds:
@@ -88,9 +103,10 @@ class Deeds:
         """See ``App.publish``."""
         options = self._options(channel)
         more: dict[str, Any] = {}
+        if isinstance(exclude, str):
+            raise TypeError("exclude takes ids of clients, not one id")  # each letter would be one
         if excluded := tuple(exclude):
-            if len(excluded) > EXCLUDED_MAX:
-                raise ValueError(f"a publication can leave out {EXCLUDED_MAX} clients, not {len(excluded)}")
+            check_excluded(excluded)
             more["exclude"] = excluded
         if fence is not None:
             more["fence"] = fence
@@ -154,7 +170,7 @@ class Deeds:
     def subscribe(self, user: str, channel: str, options: Subscribing | None, client: str) -> Deferred[int]:
         """See ``App.subscribe``."""
         self._options(channel)
-        grant = grant_of(options or Subscribing())
+        grant = grant_of(Subscribing() if options is None else options)
         overrides = grant.overrides
         return self._control.ask_subscribe(
             user,
@@ -200,8 +216,7 @@ class Deeds:
         """See ``App.call_shard``."""
         body = msgspec.msgpack.encode((method, data))
         if shard is None:
-            everybody = self._control.relay("app", body)
-            return everybody.addCallback(lambda answers: [_value(answer) for answer in answers])
+            return self._control.relay(KIND, body).addCallback(_values)
         return Deferred.fromCoroutine(self._call_one(shard, body))
 
     async def _call_one(self, shard: int, body: bytes) -> Any:
@@ -209,14 +224,14 @@ class Deeds:
         found = next((row.identity.incarnation for row in rows if row.shard == shard), "")
         if not found:
             raise ShardUnknown(f"number {shard}")
-        return _value((await self._control.relay("app", body, found))[0])
+        return _value((await self._control.relay(KIND, body, found))[0])
 
     def _called(self, origin: str, body: bytes) -> Deferred[bytes] | bytes:
         """A shard calls a method of this one."""
         method, data = _CALL.decode(body)
         call = self._remotes.get(method)
         if call is None:
-            return _outcome(error=f"the app of shard {self._number()} has no @remote {method[:64]!r}")
+            return _outcome(ABSENT, f"the app of shard {self._number()} has no @remote {method[:64]!r}")
         try:
             answer = self._run_remote(call, data)
         except (Refused, Ended) as error:
@@ -227,6 +242,11 @@ class Deeds:
 
     def _run_remote(self, call: Call, data: Any) -> Answer[Any]:
         raise NotImplementedError
+
+
+def without_app(origin: str, body: bytes) -> bytes:
+    """The same on a shard that runs no app."""
+    return _outcome(ABSENT, "this shard runs no app")
 
 
 _CALL = msgspec.msgpack.Decoder(tuple[str, Any])
@@ -249,9 +269,12 @@ def _outcome(value: Any = None, error: str = "") -> bytes:
 
 def _succeeded(value: Any) -> bytes:
     try:
-        return _outcome(value)
+        outcome = _outcome(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return _outcome(error=f"what it gives is no plain data: {error}")
+    if len(outcome) > OUTCOME_MAX_BYTES:
+        return _outcome(error=f"what it gives has {len(outcome)} bytes; {OUTCOME_MAX_BYTES} is the most")
+    return outcome
 
 
 def _failed(failure: Failure) -> bytes:
@@ -268,6 +291,20 @@ def _value(answer: bytes) -> Any:
     if error:
         raise RemoteError(error)
     return value
+
+
+def _values(answers: list[bytes]) -> list[Any]:
+    """Of all shards that have the method.
+
+    :raises RemoteError: none has, or it has failed on one of them.
+    """
+    outcomes = [_OUTCOME.decode(answer) for answer in answers]
+    there = [
+        answer
+        for answer, (error, value) in zip(answers, outcomes, strict=True)
+        if value != ABSENT or not error
+    ]
+    return [_value(answer) for answer in there or answers[:1]]
 
 
 def _page(stream: Stream) -> Page:

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator
 from inspect import iscoroutine
 from time import perf_counter
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -20,6 +21,7 @@ from twisted.python.failure import Failure
 from spread.hub.reactor import Clock
 from spread.node import codes
 from spread.node.app.client import Client
+from spread.node.app.data import Nonsense
 from spread.node.app.load import explain
 from spread.node.app.values import Disconnect, Refuse
 from spread.node.app.watch import HookBlocked, Watch
@@ -35,7 +37,15 @@ BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 ERRORS_PER_SECOND = 20.0
 """Errors of hooks in the log; what is above is counted, and the count is told with the next."""
 
+MAX_NAMES = 500
+"""Hooks, methods and timers that are counted each by its name; all others as ``OTHERS``."""
+
+OTHERS = "others"
+
 Convert = Callable[[Any], Any]
+
+_UNFINISHED = (GeneratorType, AsyncGeneratorType)
+"""What a function with a ``yield`` gives, of which nothing has run yet: a decorator was forgotten."""
 
 
 class HookStats:
@@ -93,9 +103,7 @@ class Hooks:
         :raises Refused: at once or by the Deferred, as is the next.
         :raises Ended: and nothing else.
         """
-        stats = self.stats.get(hook)
-        if stats is None:
-            stats = self.stats[hook] = HookStats()
+        stats = self._stats_of(hook)
         stats.calls += 1
         began = perf_counter()
         try:
@@ -108,10 +116,22 @@ class Hooks:
                 answer = Deferred.fromCoroutine(self._stepped(hook, answer))
             if not isinstance(answer, Deferred):
                 stats.took(perf_counter() - began)
+                if isinstance(answer, _UNFINISHED):
+                    raise Nonsense(hook, answer, "its answer, a Deferred of it, or be async")
                 return answer if convert is None else convert(answer)
-        except (Exception, HookBlocked) as error:
+        # Also SystemExit and the like: the team's code must not end the shard, nor somebody's connection.
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not self._watch.is_on:
+                raise  # a test that somebody ends
             raise self._told(hook, client, error) from None
         return self._awaited(hook, client, answer, began, convert)
+
+    def _stats_of(self, hook: str) -> HookStats:
+        stats = self.stats.get(hook)
+        if stats is None:
+            name = hook if len(self.stats) < MAX_NAMES else OTHERS
+            stats = self.stats.setdefault(name, HookStats())
+        return stats
 
     def notify(self, hook: str, client: Client | None, function: Callable[..., Any], *args: Any) -> None:
         """Call a hook that has nothing to say; ``Disconnect`` ends its client's connection all the same."""
@@ -153,18 +173,22 @@ class Hooks:
     def _awaited(
         self, hook: str, client: Client | None, answer: Deferred[Any], began: float, convert: Convert | None
     ) -> Answer[Any]:
-        stats = self.stats[hook]
+        stats = self._stats_of(hook)
         outcome: list[Any] = []
         result: Deferred[Any] = Deferred(lambda _: cancelled())
         timer: Any = None
 
-        def answered(value: Any) -> None:
+        def answered(value: Any) -> Any:
             outcome.append(value)
-            if timer is None:
-                return  # at once
-            self._end_waiting(timer)
-            if not result.called:
-                settle()
+            if timer is not None:  # else it is answered at once
+                self._end_waiting(timer)
+                if not result.called:
+                    settle()
+                elif isinstance(value, Failure) and not value.check(CancelledError, Refuse, Disconnect):
+                    # Nobody is told any more, but whoever wrote it should know.
+                    self._told(hook, client, cast(BaseException, value.value))
+            # It may be the team's own, which gives it to several.
+            return None if isinstance(value, Failure) else value
 
         def settle() -> None:
             stats.took(perf_counter() - began)
@@ -180,12 +204,22 @@ class Hooks:
             self.waiting -= 1
             if not result.called:  # else its client has gone, and it has gone on all the same
                 result.errback(Failure(Refused(codes.INTERNAL_ERROR)))
-            answer.cancel()
+            cancel()
 
         def cancelled() -> None:
             # The client has gone: what the hook does then is its own matter.
             result.errback(Failure(CancelledError()))
-            answer.cancel()
+            cancel()
+
+        def cancel() -> None:
+            try:
+                before = self._watch.enter(hook)
+                try:
+                    answer.cancel()
+                finally:
+                    self._watch.leave(before)
+            except BaseException as error:  # of a canceller of the team's
+                self._told(hook, client, error)
 
         answer.addBoth(answered)
         if outcome:
@@ -194,7 +228,7 @@ class Hooks:
         if self.waiting >= self._max_waiting:
             stats.errors += 1
             self._log(hook, client, f"{self.waiting} hooks wait already, which is app.max_waiting_hooks")
-            answer.cancel()
+            cancel()
             raise Refused(codes.INTERNAL_ERROR)
         self.waiting += 1
         timer = self._clock.callLater(self._seconds, late)
@@ -211,7 +245,7 @@ class Hooks:
             raise self._told(hook, client, cast(BaseException, outcome.value)) from None
         try:
             return outcome if convert is None else convert(outcome)
-        except Exception as error:
+        except BaseException as error:
             raise self._told(hook, client, error) from None
 
     # -- what went wrong ------------------------------------------------------------------------------------
@@ -226,7 +260,7 @@ class Hooks:
             return Refused(known if known == told else told)
         if isinstance(error, Disconnect):
             return Ended(codes.Disconnect(error.code, error.reason), f"by {hook}")
-        stats = self.stats[hook]
+        stats = self._stats_of(hook)
         if isinstance(error, HookBlocked):
             stats.timeouts += 1
             self._log(hook, client, str(error))

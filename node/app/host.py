@@ -13,6 +13,7 @@ from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol, cast
 
+from prometheus_client.core import Metric
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
@@ -26,18 +27,20 @@ from spread.node.app.data import (
     decoded,
     encoded,
     grant_of,
+    moment,
     optional,
     params_of,
     payload_of,
     published_data,
 )
-from spread.node.app.deeds import Deeds
+from spread.node.app.deeds import KIND, Deeds
 from spread.node.app.hooks import Hooks
-from spread.node.app.lens import AppLens
-from spread.node.app.load import Loaded
+from spread.node.app.lens import AppLens, at_once, patterns_of
+from spread.node.app.load import PREFIX, Loaded
 from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
+from spread.node.app.metrics import families
 from spread.node.app.timers import HELD, Timers
-from spread.node.app.values import DROP, Identity, Subscribing
+from spread.node.app.values import DROP, Identity, Subscribing, is_text
 from spread.node.app.watch import Watch
 from spread.node.channels import Channels
 from spread.node.clients import Clients
@@ -95,12 +98,17 @@ class Objects(Protocol):
 def construct(app_class: type[Any], host: AppHost | None) -> App:
     """An app that does not run yet.
 
-    :raises TypeError: it is no ``App``, or something is wrong with one of its methods.
+    :raises TypeError: it is no ``App``, or something is wrong with one of its methods, or with ``views``.
     :raises Exception: what its ``__init__`` raises.
     """
     if not issubclass(app_class, App):
         raise TypeError(f"{app_class.__qualname__} is no subclass of spread.node.App")
     calls_of(app_class), remotes_of(app_class), everys_of(app_class), shapes_of(app_class)
+    at_once(app_class)
+    patterns_of(app_class)
+    for name in HOOKS:
+        if not callable(getattr(app_class, name)):
+            raise TypeError(f"{app_class.__qualname__}.{name} is a hook, and nothing that can be called")
     app = app_class.__new__(app_class)
     # Before its own __init__, which may want timers, and need not call that of App.
     vars(app).update({"_host": host, HELD: []})
@@ -109,10 +117,15 @@ def construct(app_class: type[Any], host: AppHost | None) -> App:
 
 
 class _Nowhere:
-    """Stands for the shard of an app that is only looked at: it has tables, and nothing else."""
+    """Stands for the shard of an app that is only looked at: it has tables, timers that never begin, and
+    nothing else."""
 
     def __init__(self, tables: Any) -> None:
         self.tables = None if tables is None else SimpleNamespace(tables=tables)
+        self.timers = Timers(cast(Clock, None), lambda *_: None, lambda: None, AppSettings().max_timers)
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"{name}: this app is only looked at, and in no shard")
 
 
 def look_at(loaded: Loaded, tables: Any) -> None:
@@ -169,12 +182,13 @@ class AppHost(Deeds):
         )
         self.message: Callable[[Party, bytes], Answer[None]] | None = None
         self._clients = clients
+        self._texts: dict[int, Party] = {}  # clients of the text protocol, by number
         self._channels = channels
         self._app: App | None = None
         self._has: frozenset[str] = frozenset()
         self._calls: dict[str, Call] = {}
         self._module = ""
-        control.on("app", self._called)
+        control.on(KIND, self._called)
 
     @property
     def app(self) -> App:
@@ -200,6 +214,7 @@ class AppHost(Deeds):
         """See whether an app can take over. Changes nothing.
 
         :raises LookupError: a timer would call what it does not have.
+        :raises RuntimeError: there would be more than ``app.max_timers``.
         """
         self.timers.check(app)
 
@@ -214,7 +229,8 @@ class AppHost(Deeds):
             return self.objects.prepare(app)
 
     def swap(self, app: App, objects: Any = None) -> None:
-        """From now on ``app`` runs. Never fails."""
+        """From now on ``app`` runs. Never fails, since what could has been asked: ``construct``, ``prepare``,
+        ``prepare_objects``."""
         kind = type(app)
         self._app = app
         self._module = kind.__module__.partition(".")[0]
@@ -232,7 +248,9 @@ class AppHost(Deeds):
         self.timers.begin(app)
 
     def _is_team(self, frame: FrameType) -> bool:
-        return str(frame.f_globals.get("__name__", "")).partition(".")[0] == self._module
+        """Also the code of an app that is being made, and what is under way in one before."""
+        top = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        return top.startswith(PREFIX) or top == self._module
 
     async def start(self, loaded: Loaded, *, watched: bool = True) -> None:
         """The shard has its number: construct the app, ask whether it may run, let it run.
@@ -244,7 +262,6 @@ class AppHost(Deeds):
             self.watch.start()
         with self.guarded("__init__"):
             app = self.construct(loaded)
-        self.watch.is_team = self._is_team
         self._module = type(app).__module__.partition(".")[0]
         with self.guarded("check"):
             checked = app.check()
@@ -288,13 +305,15 @@ class AppHost(Deeds):
 
     def arrived(self, party: Party, data: bytes) -> None:
         """See ``Logic``."""
-        if data:
+        if party.protocol == "text":
+            self._texts[party.number] = party
+        elif data:
             party.app_client = Client(party, self, data)
 
     def connected(self, party: Party) -> None:
         """See ``Logic``."""
         if party.protocol == "text":
-            self._clients.others[party.client] = party
+            self._clients.enter(party)
         client = self.client(party)
         client.was_told = True
         if self.has("connected"):
@@ -303,7 +322,8 @@ class AppHost(Deeds):
     def disconnected(self, party: Party, reason: str) -> None:
         """See ``Logic``."""
         if party.protocol == "text":
-            self._clients.others.pop(party.client, None)
+            self._clients.leave(party)
+            self._texts.pop(party.number, None)
         client: Client | None = party.app_client
         if client is not None and client.was_told:
             client.was_told = False
@@ -312,6 +332,8 @@ class AppHost(Deeds):
 
     def subscribed(self, party: Party, channel: str) -> None:
         """See ``Logic``."""
+        if channel not in party.channels:
+            return  # it has left since: a hook has done that, or there was no room for the reply
         if self.objects is not None:
             self.objects.entered(self.client(party), channel)
         if self.has("subscribed"):
@@ -329,7 +351,31 @@ class AppHost(Deeds):
 
     def _connecting(self, party: Party) -> Answer[Admitted | None]:
         client = self.client(party)
-        return self.hooks.call("connecting", client, self.app.connecting, client, convert=_admitted)
+        return self.hooks.call("connecting", client, self.app.connecting, client, convert=self._admitted)
+
+    def _admitted(self, value: Any) -> Admitted | None:
+        """:raises Nonsense: it is no identity, or something in it is nonsense."""
+        if value is None:
+            return None
+        if not isinstance(value, Identity):
+            raise Nonsense("connecting", value, "an Identity or None")
+        if not isinstance(value.user, str) or not is_text(value.user):
+            raise Nonsense("Identity.user", value.user, "a text")
+        if isinstance(value.channels, str | bytes):
+            raise Nonsense("Identity.channels", value.channels, "several channels, not one text")
+        channels = tuple(value.channels)
+        for channel in channels:
+            if not isinstance(channel, str) or not channel or not is_text(channel):
+                raise Nonsense("Identity.channels", channel, "the names of channels")
+            if self._namespaces.is_too_long(channel) or self._namespaces.options(channel) is None:
+                raise Nonsense("Identity.channels", channel, "channels of namespaces that there are")
+        return Admitted(
+            user=value.user,
+            info=optional(value.info, "Identity.info"),
+            expire_at=moment(value.expire_at, "Identity.expire_at"),
+            channels=channels,
+            data=optional(value.data, "Identity.data"),
+        )
 
     def _subscribing(self, party: Party, channel: str) -> Answer[Grant | None]:
         client = self.client(party)
@@ -376,7 +422,7 @@ class AppHost(Deeds):
             f"rpc {method}", client, function, *arguments, convert=partial(encoded, what=f"the rpc {method}")
         )
 
-    # -- timers, and what D and others tell ------------------------------------------------------------------
+    # -- timers, and what others tell ------------------------------------------------------------------------
 
     def _timed(self, name: str, function: Callable[..., Any], *args: Any) -> Deferred[Any] | None:
         try:
@@ -405,6 +451,22 @@ class AppHost(Deeds):
         if self.has(hook):
             self.hooks.notify(hook, None, getattr(self.app, hook), channel)
 
+    def metrics(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        yield from families(self.hooks, self.watch.blocks, len(self.timers.all))
+
+    def view_of(self, client: Client, channel: str) -> Hashable | None:
+        """What ``App.view`` says.
+
+        :raises Refused: it refuses, or is nonsense; or ``Ended``.
+        """
+        # A Deferred is given to ``_key``, and no answer.
+        wrapped = self.hooks.call(
+            "view", client, lambda: (self.app.view(client, channel),), convert=lambda given: _key(given[0])
+        )
+        view: Hashable | None = wrapped
+        return view
+
     def view_changed(self, client: Client, channel: str, key: Hashable) -> None:
         """See ``Client.set_view``."""
         if self._channels is not None and channel in client.channels:
@@ -422,12 +484,12 @@ class AppHost(Deeds):
         """The client whose session has this number; ``None``: there is none."""
         session: Party | None = self._clients.sessions.get(number)
         if session is None:
-            session = next((each for each in self._clients.others.values() if each.number == number), None)
+            session = self._texts.get(number)
         return None if session is None else self.client(session)
 
     def clients(self) -> Iterator[Client]:
         """All who are connected here."""
-        for session in [*self._clients.sessions.values(), *self._clients.others.values()]:
+        for session in [*self._clients.sessions.values(), *self._texts.values()]:
             client = self.client(session)
             if client.was_told:
                 yield client
@@ -437,28 +499,29 @@ async def _answer(answer: Any) -> Any:
     return await answer if hasattr(answer, "__await__") else answer
 
 
-def _admitted(value: Any) -> Admitted | None:
-    if value is None:
-        return None
-    if not isinstance(value, Identity):
-        raise Nonsense("connecting", value, "an Identity or None")
-    if not isinstance(value.user, str) or isinstance(value.channels, str):
-        raise Nonsense("connecting", value, "an Identity whose user is a text and whose channels are several")
-    return Admitted(
-        user=value.user,
-        info=optional(value.info, "Identity.info"),
-        expire_at=int(value.expire_at),
-        channels=tuple(value.channels),
-        data=optional(value.data, "Identity.data"),
-    )
-
-
 def _granted(value: Any) -> Grant | None:
     if value is None:
         return None
     if not isinstance(value, Subscribing):
         raise Nonsense("subscribing", value, "a Subscribing or None")
     return grant_of(value)
+
+
+def _key(value: Any) -> Hashable | None:
+    if isinstance(value, Deferred) or not _is_hashable(value):
+        if isinstance(value, Deferred):
+            value.addErrback(lambda failure: None)
+        raise Nonsense("view", value, "at once what can be a key of a dictionary")
+    view: Hashable | None = value
+    return view
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _nothing(value: Any) -> None:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
-from spread.node.pattern import matching
+from spread.node.pattern import BadPattern, matching
 
 if TYPE_CHECKING:
     from spread.node.app.app import App
     from spread.node.app.host import AppHost
 
-__all__ = ["AppLens", "patterns_of"]
+__all__ = ["AppLens", "at_once", "patterns_of"]
 
 
-def patterns_of(app: App) -> list[Callable[[str], object]]:
+def at_once(app_class: type[App]) -> None:
+    """What is asked for each publication cannot be waited for.
+
+    :raises TypeError: one of these methods is ``async def``.
+    """
+    for name in ("view", "see", "latest"):
+        if iscoroutinefunction(getattr(app_class, name)):
+            raise TypeError(f"{app_class.__qualname__}.{name}() must answer at once: no async def")
+
+
+def patterns_of(app_class: type[App]) -> list[Callable[[str], object]]:
     """What tells whether a channel is one of ``App.views``.
 
-    :raises BadPattern: one of them cannot be read.
+    :raises TypeError: these are no patterns, or one of them cannot be read; the text says which.
     """
-    return [matching(pattern) for pattern in type(app).views]
+    views: Any = app_class.views
+    if isinstance(views, str) or not isinstance(views, Iterable):
+        raise TypeError(f"{app_class.__qualname__}.views must be several patterns, not {views!r}")
+    found = []
+    for pattern in views:
+        try:
+            found.append(matching(pattern))
+        except (BadPattern, TypeError) as error:
+            raise TypeError(f"{app_class.__qualname__}.views: {pattern!r}: {error}") from None
+    return found
 
 
 class AppLens:
@@ -27,9 +47,9 @@ class AppLens:
     is looked up here once."""
 
     def __init__(self, host: AppHost) -> None:
-        """:raises BadPattern: one of ``App.views`` cannot be read; ``patterns_of`` says so before."""
+        """:raises TypeError: see ``patterns_of``, which was asked when the app was constructed."""
         self._host = host
-        self._patterns = patterns_of(host.app)
+        self._patterns = patterns_of(type(host.app))
         self._sees = host.has("view") or host.has("see") or bool(self._patterns)
         self._has_latest = host.has("latest")
 
@@ -55,8 +75,7 @@ class AppLens:
             return None
         if channel in client.where:
             return client.where[channel]
-        with self._host.guarded("view"):
-            return self._host.app.view(client, channel)
+        return self._host.view_of(client, channel) if self._host.has("view") else None
 
     def see(self, channel: str, key: Hashable | None, data: Any) -> Any | None:
         """See ``Lens``."""

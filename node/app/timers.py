@@ -1,15 +1,20 @@
-"""An app's timers. They are the shard's: what calls a method of the app goes on with the next version of
-it."""
+"""An app's timers. They are the shard's: what calls a method of the app goes on with the next version of it.
+
+But those that an app makes before it runs, in ``__init__`` or ``import_state``, are of that version alone:
+the next one makes its own. Where it makes the same ones, they keep the times of those before; else an app
+that is updated often would never be called by a timer that takes long.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
 from spread.hub.reactor import Clock, Timer
-from spread.node.app.marks import MIN_SECONDS, everys_of
+from spread.node.app.marks import MAX_SECONDS, everys_of, repeating
 
 if TYPE_CHECKING:
     from spread.node.app.app import App
@@ -33,6 +38,7 @@ class Handle:
         "is_busy",
         "is_cancelled",
         "is_of_class",
+        "is_of_version",
         "name",
         "seconds",
         "timer",
@@ -53,6 +59,8 @@ class Handle:
         self.timer: Timer | None = None
         self.is_of_class = False
         """Made by ``@every``."""
+        self.is_of_version = False
+        """Made before its app ran."""
         self.is_cancelled = False
         self.is_busy = False
         """The last call has not come to its end; one that is due meanwhile is left out."""
@@ -86,18 +94,21 @@ class Timers:
 
     def every(self, app: App, seconds: float, method: Call) -> Handle:
         """See ``App.every``."""
-        if not seconds >= MIN_SECONDS:
-            raise ValueError(f"a timer repeats after {MIN_SECONDS} s or more, not {seconds!r}")
-        return self._add(app, method, (), seconds, seconds)
+        return self._add(app, method, (), repeating(seconds), seconds)
 
     def later(self, app: App, seconds: float, method: Call, args: tuple[Any, ...]) -> Handle:
         """See ``App.later``."""
+        if not seconds <= MAX_SECONDS:
+            raise ValueError(f"a timer waits for {MAX_SECONDS:g} s at most, not {seconds!r}")
         return self._add(app, method, args, 0.0, max(0.0, seconds))
 
     def _add(self, app: App, method: Call, args: tuple[Any, ...], period: float, seconds: float) -> Handle:
         held = vars(app).get(HELD)
-        if len(self.all) + len(held or ()) >= self._limit:
-            raise RuntimeError(f"there are {len(self.all)} timers already, which is app.max_timers")
+        # Those that are held may take the place of others; all of them are counted by ``check``.
+        if len(self.all if held is None else held) >= self._limit:
+            raise RuntimeError(f"there are {self._limit} timers already, which is app.max_timers")
+        if not callable(method):
+            raise TypeError(f"a timer calls a method or function, not {method!r}")
         name = getattr(method, "__name__", type(method).__name__)
         # By its name, so that nothing of the old version is held, and the new one's is called.
         is_own = _is_app(getattr(method, "__self__", None)) and callable(getattr(type(app), name, None))
@@ -106,6 +117,7 @@ class Timers:
             self._start(handle, seconds)
         else:
             handle.due = seconds
+            handle.is_of_version = True
             held.append(handle)
         return handle
 
@@ -150,14 +162,21 @@ class Timers:
     # -- the app that runs ----------------------------------------------------------------------------------
 
     def check(self, app: App) -> None:
-        """:raises LookupError: a timer would call what this app does not have."""
-        for handle in self.all:
-            is_pending = handle.function is None and not handle.is_of_class
-            if is_pending and not callable(getattr(app, handle.name, None)):
+        """
+        :raises LookupError: a timer would call what this app does not have.
+        :raises RuntimeError: with those that it has made, there would be too many.
+        """
+        moving = [handle for handle in self.all if not (handle.is_of_class or handle.is_of_version)]
+        for handle in moving:
+            if handle.function is None and not callable(getattr(app, handle.name, None)):
                 raise LookupError(f"a timer waits to call {handle.name}, which the new app does not have")
+        count = len(moving) + len(vars(app).get(HELD, ())) + len(everys_of(type(app)))
+        if count > self._limit:
+            raise RuntimeError(f"there would be {count} timers; app.max_timers is {self._limit}")
 
     def begin(self, app: App) -> None:
-        """This app runs now: its timers begin, and those of the class before it that it does not have end."""
+        """This app runs now: its timers begin, and those of the version before it end, but for those of the
+        class that it has too."""
         wanted = everys_of(type(app))
         for handle in [each for each in self.all if each.is_of_class]:
             if wanted.get(handle.name) == handle.seconds:
@@ -168,9 +187,15 @@ class Timers:
             handle = Handle(self, name, None, (), seconds)
             handle.is_of_class = True
             self._start(handle, seconds)
+        now = self._clock.seconds()
+        before: dict[tuple[str, float], deque[float]] = {}
+        for handle in [each for each in self.all if each.is_of_version]:
+            before.setdefault((handle.name, handle.seconds), deque()).append(handle.due)
+            handle.cancel()
         for handle in vars(app).pop(HELD, ()):
             if not handle.is_cancelled:
-                self._start(handle, handle.due)
+                dues = before.get((handle.name, handle.seconds))
+                self._start(handle, max(0.0, dues.popleft() - now) if dues else handle.due)
 
     def stop(self) -> None:
         """End them all."""

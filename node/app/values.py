@@ -17,10 +17,20 @@ __all__ = [
     "Refuse",
     "RemoteError",
     "Subscribing",
+    "is_text",
 ]
 
 APP_ERRORS = range(100, 5000)
 APP_DISCONNECTS = range(3000, 5000)
+
+
+def is_text(value: str) -> bool:
+    """It can be sent: Python's texts may have halves of characters in them, which UTF-8 has not."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Refuse(Exception):
@@ -31,11 +41,16 @@ class Refuse(Exception):
     :raises ValueError: no client could be told such a code.
     """
 
+    # For subclasses that do not call this __init__.
+    code = 103
+    message = "permission denied"
+    temporary = False
+
     def __init__(self, code: int = 103, message: str = "permission denied", temporary: bool = False) -> None:
         super().__init__(code, message, temporary)
         if type(code) is not int or code not in APP_ERRORS:
             raise ValueError(f"the code of an error is a number from 100 to 4999, not {code!r}")
-        if not isinstance(message, str):
+        if not isinstance(message, str) or not is_text(message):
             raise ValueError(f"the message of an error is a text, not {message!r}")
         self.code = code
         self.message = message
@@ -53,6 +68,9 @@ class Disconnect(Exception):
         from 3500 on.
     :raises ValueError: no client could be told that: another code, or a reason of over 123 bytes.
     """
+
+    code = 4500
+    reason = "disconnected by the application"
 
     def __init__(self, code: int = 4500, reason: str = "disconnected by the application") -> None:
         super().__init__(code, reason)

@@ -97,6 +97,11 @@ class Watch:
 
     # -- begin and end --------------------------------------------------------------------------------------
 
+    @property
+    def is_on(self) -> bool:
+        """It looks."""
+        return self._thread is not None
+
     def start(self) -> None:
         """Begin to look. Code is ended only when this is called on the main thread."""
         if self._thread is not None:

@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
@@ -40,19 +40,21 @@ from twisted.python.failure import Failure
 from spread.hub.errors import HubError, MessageTooLarge
 from spread.node import codes
 from spread.node.codec import Codec, Wire
-from spread.node.encoders import data_for
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
 from spread.node.session.contract import Edge, Visit
 from spread.node.session.intake import Intake
+from spread.node.session.party import CentrifugeParty
 from spread.node.session.shared import Ended, Refused, Shared
-from spread.node.session.subscribing import Grant, depart
+from spread.node.session.subscribing import depart
 from spread.node.session.subscription import Subscription
 from spread.node.session.times import Times
 from spread.node.wire import messages
 from spread.node.wire.messages import Command, ProtocolError, Reply
 
 __all__ = ["CentrifugeSession", "SessionState"]
+
+T = TypeVar("T")
 
 Outcome = messages.Result | None
 """What a command comes to; ``None``: no reply."""
@@ -100,8 +102,8 @@ class _Work:
         self._session.worked(self, failure)
 
 
-class CentrifugeSession:
-    """One client.
+class CentrifugeSession(CentrifugeParty):
+    """One client; as the team's code sees it: ``party.CentrifugeParty``.
 
     :param number: unique on this shard, never 0.
     :param client: its id, as others see it.
@@ -444,12 +446,14 @@ class CentrifugeSession:
     def _connected(self, command: Command, result: messages.ConnectResult) -> None:
         self.state = SessionState.CONNECTED
         self.write(Reply(command.id, result))
+        if not self.is_connected:
+            return  # its outbox had no room for that
         self.times.connected(bool(result.ping))
         logic = self.shared.logic
         if logic is not None:
             logic.connected(self)
             for channel in list(self.subscriptions):
-                logic.subscribed(self, channel)
+                logic.subscribed(self, channel)  # but what a hook has ended meanwhile
         waiting, self._waiting = self._waiting, None
         was_batching, self._is_batching = self._is_batching, True
         while waiting and self.is_alive:
@@ -490,51 +494,6 @@ class CentrifugeSession:
             self.push(name, messages.Unsubscribe(why.code, why.reason))
         if self.shared.logic is not None:
             self.shared.logic.unsubscribed(self, name)
-
-    # -- for the team's code: see logic.Party ----------------------------------------------------------------
-
-    @property
-    def transport(self) -> str:
-        """See ``logic.Party``."""
-        return self.visit.transport
-
-    @property
-    def address(self) -> str:
-        """See ``logic.Party``."""
-        return self.visit.address
-
-    @property
-    def channels(self) -> Collection[str]:
-        """See ``logic.Party``."""
-        return self.subscriptions.keys()
-
-    @property
-    def protocol(self) -> str:
-        """See ``logic.Party``."""
-        return self.codec.protocol
-
-    def tell(self, data: bytes) -> bool:
-        """See ``logic.Party``."""
-        carried = data_for(self.codec, data)
-        if not carried or not self.is_connected:
-            return False
-        self.push("", messages.Message(carried))
-        return True
-
-    def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
-        """See ``logic.Party``."""
-        return self.shared.registry.bring(self, channel, grant)
-
-    def leave(self, channel: str) -> bool:
-        """See ``logic.Party``."""
-        subscription = self.subscriptions.get(channel)
-        if subscription is not None:
-            self.unsubscribe(subscription, codes.SERVER_UNSUBSCRIBE)
-        return subscription is not None
-
-    def dismiss(self, disconnect: codes.Disconnect) -> None:
-        """See ``logic.Party``."""
-        self.end(disconnect)
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -589,7 +548,7 @@ class CentrifugeSession:
         if self.shared.logic is not None:
             self.shared.logic.disconnected(self, reason)
 
-    def with_deadline(self, result: Deferred[Any]) -> Deferred[Any]:
+    def with_deadline(self, result: Deferred[T]) -> Deferred[T]:
         """The same, failing when the hub takes too long."""
         if not result.called:
             result.addTimeout(self.shared.hub_seconds, cast(Any, self.shared.clock))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from spread.hub.api import ClientInfo, Format, Position, PresenceStats, Publication, PublishOptions, Stream
 from spread.node import codes
@@ -87,7 +87,7 @@ def _not_allowed(options: str, channel: str) -> Refused:
 
 
 def _connect(session: CentrifugeSession, request: ConnectRequest) -> Deferred[Outcome]:
-    return session.with_deadline(Deferred.fromCoroutine(connect(session, request)))
+    return Deferred.fromCoroutine(connect(session, request))
 
 
 def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferred[Outcome]:
@@ -113,15 +113,46 @@ def _subscribe(session: CentrifugeSession, request: SubscribeRequest) -> Deferre
         del session.subscribing[channel]
         return outcome
 
-    subscribing = session.with_deadline(Deferred.fromCoroutine(_subscribed(session, request, options)))
+    if shared.logic is None or shared.logic.subscribing is None:
+        subscribing = session.with_deadline(Deferred.fromCoroutine(_subscribed(session, request, options)))
+    else:
+        # What the team's code takes is not the hub's time.
+        subscribing = Deferred.fromCoroutine(_subscribed_by_leave(session, request, options))
     return subscribing.addBoth(over)
 
 
 async def _subscribed(
     session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions
 ) -> SubscribeResult | None:
+    grant = await permit(session.shared, session, request, options)
+    return await _entered(session, request, options, grant)
+
+
+async def _subscribed_by_leave(
+    session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions
+) -> SubscribeResult | None:
+    logic = session.shared.logic
+    assert logic is not None and logic.subscribing is not None
+    # A token that was given must be good; without one the team may let in whom the namespace keeps out.
+    by_token = await _permitted(session, request, options) if request.token or request.type else None
+    answer = logic.subscribing(session, request.channel)
+    grant = await answer if isinstance(answer, Deferred) else answer
+    if not session.is_alive:
+        raise CancelledError  # that has ended it
+    grant = grant or by_token or await _permitted(session, request, options)
+    return await session.with_deadline(Deferred.fromCoroutine(_entered(session, request, options, grant)))
+
+
+def _permitted(
+    session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions
+) -> Deferred[Grant]:
+    return session.with_deadline(Deferred.fromCoroutine(permit(session.shared, session, request, options)))
+
+
+async def _entered(
+    session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions, grant: Grant
+) -> SubscribeResult | None:
     shared = session.shared
-    grant = await _granted(session, request, options)
     if request.tf:
         raise Refused(codes.BAD_REQUEST, "tags filters are not supported")
     arrival = await prepare(shared, session, request, options, grant)
@@ -132,17 +163,6 @@ async def _subscribed(
     session.subscribed(subscription)
     announce_join(shared, subscription)
     return result
-
-
-async def _granted(session: CentrifugeSession, request: SubscribeRequest, options: ChannelOptions) -> Grant:
-    shared = session.shared
-    if shared.logic is None or shared.logic.subscribing is None:
-        return await permit(shared, session, request, options)
-    # A token that was given must be good; without one the team may let in whom the namespace keeps out.
-    by_token = await permit(shared, session, request, options) if request.token or request.type else None
-    answer = shared.logic.subscribing(session, request.channel)
-    grant = await answer if isinstance(answer, Deferred) else answer
-    return grant or by_token or await permit(shared, session, request, options)
 
 
 def _unsubscribe(session: CentrifugeSession, request: UnsubscribeRequest) -> Outcome:

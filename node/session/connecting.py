@@ -14,7 +14,7 @@ reply is written, and settled in the turn in which it is.
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, FirstError, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, FirstError, gatherResults
 from twisted.python.failure import Failure
 
 from spread.node import codes
@@ -55,7 +55,7 @@ async def verified_connection(shared: Shared, token: str, expired: Exception) ->
 
 
 async def connect(session: CentrifugeSession, request: ConnectRequest) -> ConnectResult:
-    """Let a client in, or not.
+    """Let a client in, or not. The team's code has its own time for that, and the hub its own.
 
     :raises Refused: with an error; the client may come again with another token, or later.
     :raises Ended: with a disconnect.
@@ -67,7 +67,8 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
     admitted: Admitted | None = None
     if request.token:
         refused = Refused(codes.TOKEN_EXPIRED, "the token has expired")
-        token = await verified_connection(shared, request.token, refused)
+        verified = Deferred.fromCoroutine(verified_connection(shared, request.token, refused))
+        token = await session.with_deadline(verified)
         if not token.user and settings.disallow_anonymous_connection_tokens:
             raise Ended(codes.NOT_PERMITTED, "the token has no user")
         session.user = token.user
@@ -79,6 +80,8 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
         session.user = session.visit.user
     if shared.logic is not None:
         admitted = await _admitted(session, shared.logic, request)
+        if not session.is_alive:
+            raise CancelledError  # that has ended it
     is_known = request.token or session.visit.user or admitted is not None
     if not (is_known or settings.allow_anonymous_connect_without_token or settings.insecure):
         why = "no token, and client.allow_anonymous_connect_without_token is off"
@@ -90,7 +93,10 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
     wanted = _server_side(session, request, token, admitted)
     if len(wanted) > settings.channel_limit:
         raise Ended(codes.CHANNEL_LIMIT, f"{len(wanted)} server-side subscriptions")
-    arrivals = await _prepare_all(session, request, wanted) if wanted else []
+    arrivals: list[Arrival] = []
+    if wanted:
+        preparing = Deferred.fromCoroutine(_prepare_all(session, request, wanted))
+        arrivals = await session.with_deadline(preparing)
     return _settled(session, arrivals, b"" if admitted is None else admitted.data)
 
 

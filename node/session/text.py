@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from enum import Enum
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
@@ -40,14 +40,16 @@ from spread.node.encoders import TEXT
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
 from spread.node.session.party import TextParty
+from spread.node.session.rest import identify, may_enter, say_rest
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
 from spread.node.session.surroundings import Edge, Surroundings
-from spread.node.wire.text import Join, Say, error_line, parse
+from spread.node.wire.text import Join, Say, channel_name, error_line, parse
 
 __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
 
-MAX_CHANNEL_BYTES = 255
+T = TypeVar("T")
+
 COUNT_AGAIN_SECONDS = 0.25
 """Pause before the hub is asked again for the number of a new client."""
 
@@ -161,26 +163,14 @@ class Session(TextParty):
 
     async def _open_if_admitted(self) -> tuple[int, Channel]:
         number = await self._with_deadline(Deferred.fromCoroutine(self._count()))
-        await self._admit()
+        await identify(self, self._shared)
+        self._let_in()
         return number, await self._with_deadline(self._heard(self._shared.text.channel))
-
-    async def _admit(self) -> None:
-        """Ask the team's code who this is, and whether it may come into its first channel.
-
-        :raises Refused: it may not; or ``Ended``.
-        """
-        logic = self._shared.logic
-        if logic is not None and logic.connecting is not None:
-            answer = logic.connecting(self)
-            admitted = await answer if isinstance(answer, Deferred) else answer
-            if admitted is not None:
-                self.user, self.conn_info = admitted.user, admitted.info
-        await self._may_enter(self._shared.text.channel)
 
     def _heard(self, channel: str) -> Deferred[Channel]:
         return self._shared.channels.join(self, channel, self._shared.history_of(channel))
 
-    def _with_deadline(self, result: Deferred[Any]) -> Deferred[Any]:
+    def _with_deadline(self, result: Deferred[T]) -> Deferred[T]:
         """The same, failing when the hub takes too long. What the team's code takes is not the hub's time."""
         return result.addTimeout(self._shared.hub_settings.publish_seconds, cast(Any, self._shared.clock))
 
@@ -199,15 +189,13 @@ class Session(TextParty):
                     if timer.active():
                         timer.cancel()
 
-    async def _may_enter(self, channel: str) -> None:
-        """:raises Refused: the team's code keeps it out; or ``Ended``."""
-        logic = self._shared.logic
-        if logic is not None and logic.subscribing is not None:
-            answer = logic.subscribing(self, channel)
-            if isinstance(answer, Deferred):
-                await answer
-        if self.state is SessionState.CLOSING:
-            raise CancelledError  # it was sent away by what was asked
+    def _let_in(self) -> None:
+        """The team's code has nothing against it being where it is going.
+
+        :raises CancelledError: it was sent away while that was asked.
+        """
+        if not self._is_alive:
+            raise CancelledError
         self._is_admitted = True
 
     def _opened(self, counted: tuple[int, Channel]) -> None:
@@ -382,7 +370,8 @@ class Session(TextParty):
         self._wait_for(joining, self._joined, lambda failure: self._not_joined(name, failure))
 
     async def _enter_by_wish(self, name: str) -> Channel:
-        await self._may_enter(name)
+        await may_enter(self, self._shared, name)
+        self._let_in()
         return await self._with_deadline(self._heard(name))
 
     def _joined(self, channel: Channel) -> None:
@@ -498,67 +487,18 @@ class Session(TextParty):
         if saying is not None:
             self._busy = None  # it is not cancelled with the session
         if said:
-            saying_rest = Deferred.fromCoroutine(self._rest(said, saying, self._joining))
-            saying_rest.addErrback(self._lost_message)
-
-    async def _rest(self, said: deque[bytes], saying: Deferred[bool] | None, joining: str | None) -> None:
-        """Message by message, as if it were still there; so none overtakes another.
-
-        What it may not, it may not now: where the team's code had not said yet whether it may be, that is
-        asked again.
-
-        :raises Refused: it may not; or ``Ended``.
-        """
-        shared = self._shared
-        name = joining or self._said_in()
-        is_admitted = self._is_admitted
-        if saying is not None and not await saying:
-            return
-        if not is_admitted:
-            if joining is None:
-                await self._admit()
-            elif not await self._may_still_enter(joining):
-                name = self._said_in()
-        for message in said:
-            command = parse(message)
-            if isinstance(command, Say):
-                shared.counters.messages_in += 1
-                if self._rate is not None and not self._rate.take(shared.clock.seconds()):
-                    shared.counters.rate_limited += 1
-                    continue
-                try:
-                    await self._say_last(name, command.data)
-                except Refused:
-                    continue
-            elif isinstance(command, Join):
-                wanted = channel_name(command.name)
-                if wanted is not None and shared.is_open(wanted) and await self._may_still_enter(wanted):
-                    name = wanted
-            else:
-                break
-
-    async def _may_still_enter(self, channel: str) -> bool:
-        logic = self._shared.logic
-        if logic is None or logic.subscribing is None:
-            return True
-        try:
-            answer = logic.subscribing(self, channel)
-            if isinstance(answer, Deferred):
-                await answer
-        except Refused:
-            return False
-        return True
-
-    async def _say_last(self, channel: str, data: bytes) -> None:
-        shared = self._shared
-        chosen: tuple[bytes, Format] | None = (data, Format.TEXT)
-        if shared.logic is not None and shared.logic.publishing is not None:
-            answer = shared.logic.publishing(self, channel, data, Format.TEXT)
-            chosen = await answer if isinstance(answer, Deferred) else answer
-        if chosen is not None:
-            # Handed over in this order, it is published so: none waits for the one before.
-            taken = shared.hub.publish(channel, *chosen, 0, shared.publishing_in(channel))
-            taken.addErrback(self._lost_message)
+            rest = say_rest(
+                self,
+                self._shared,
+                said,
+                here=self._said_in(),
+                joining=self._joining,
+                is_admitted=self._is_admitted,
+                saying=saying,
+                rate=self._rate,
+                lost=self._lost_message,
+            )
+            Deferred.fromCoroutine(rest).addErrback(self._lost_message)
 
     def _lost_message(self, failure: Failure) -> None:
         failure.trap(HubError, Refused, Ended)
@@ -587,13 +527,15 @@ class Session(TextParty):
             return succeed(0)
         joining = self._with_deadline(self._heard(channel))
         self._joining, self._is_admitted = channel, True
+        outcome = [0]
+
+        def joined(channel: Channel) -> None:
+            outcome[0] = 1
+            self._joined(channel)
+
         told: Deferred[int] = Deferred()
-
-        def settled(_: object) -> None:
-            told.callback(int(channel in self.channels))
-
-        self._wait_for(joining, self._joined, lambda failure: None)
-        joining.addBoth(settled)
+        self._wait_for(joining, joined, lambda failure: None)
+        joining.addBoth(lambda _: told.callback(outcome[0]))
         return told
 
 
@@ -604,14 +546,3 @@ def _why(failure: Failure) -> str:
         return error.disconnect.reason
     assert isinstance(error, Refused)
     return error.error.message
-
-
-def channel_name(raw: bytes) -> str | None:
-    """A channel name as a client typed it; ``None`` if it is none."""
-    if not 0 < len(raw) <= MAX_CHANNEL_BYTES:
-        return None
-    try:
-        name = raw.decode()
-    except UnicodeDecodeError:
-        return None
-    return name if name.isprintable() and " " not in name else None

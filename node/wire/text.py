@@ -21,9 +21,11 @@ import msgspec
 
 from spread.hub.api import Format
 
-__all__ = ["Close", "Framer", "Join", "Say", "error_line", "line_of", "parse"]
+__all__ = ["Close", "Framer", "Join", "Say", "channel_name", "error_line", "line_of", "parse"]
 
 _JOIN = b"/join"
+
+MAX_CHANNEL_BYTES = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,17 @@ def parse(message: bytes) -> Say | Join | Close:
         if line.startswith(_JOIN) and line[len(_JOIN) : len(_JOIN) + 1] in (b"", b" "):
             return Join(line[len(_JOIN) :].strip(b" "))
     return Say(message)
+
+
+def channel_name(raw: bytes) -> str | None:
+    """A channel name as a client typed it; ``None`` if it is none."""
+    if not 0 < len(raw) <= MAX_CHANNEL_BYTES:
+        return None
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return name if name.isprintable() and " " not in name else None
 
 
 class Framer:

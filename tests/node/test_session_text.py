@@ -17,8 +17,9 @@ from spread.node import codes, fanout
 from spread.node.fanout import REST_SECONDS
 from spread.node.namespaces import Namespaces
 from spread.node.pressure import HOLD_SECONDS
-from spread.node.session.text import COUNT_AGAIN_SECONDS, SessionState, channel_name
+from spread.node.session.text import COUNT_AGAIN_SECONDS, SessionState
 from spread.node.settings import ChannelSettings, Namespace, NamespaceOptions
+from spread.node.wire.text import channel_name
 from tests.fakes import Ears, FakeClient, Loopback
 
 NOT_DELIVERED = f"error: {codes.NOT_DELIVERED}"
