@@ -51,6 +51,7 @@ EXPLAINED_MAX_CHARACTERS = 32768
 """Of a traceback: it goes from shard to shard, and into the log."""
 
 _PRIVATE = re.compile(rf"{PREFIX}[0-9]+\.")
+_AWAITING = os.path.join("twisted", "internet", "defer.py")
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -168,7 +169,10 @@ def team_frame(frame: FrameType | None, generation: int) -> FrameType | None:
 
 
 def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or os.path.dirname(filename) == os.path.dirname(__file__)
+    """That is nobody's: what imports, what awaits, and what of Spread lies here."""
+    if filename.startswith("<frozen importlib") or filename.endswith(_AWAITING):
+        return True
+    return os.path.dirname(filename) == os.path.dirname(__file__)
 
 
 def _declared(app_class: type[Any]) -> str:
