@@ -7,6 +7,7 @@ has died is not decided here: the fleet is told, and calls ``begin``, ``begin_la
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -312,6 +313,9 @@ class Child:
         self._timer: _Timer | None = None
         self._replaced: Deferred[bool] | None = None
         self._reloaded: Deferred[bool] | None = None
+        self._has_begun_reload = False
+        # What the shard says to its parent. The app may have written there too, and not ended its line.
+        self._told = re.compile(rf"(ready|reloading|reloaded|refused) shard={number}(?: |$)")
         # Cancelled when the child has said what became of its reload, or has ended.
         self._reloading: _Timer | None = None
 
@@ -358,6 +362,7 @@ class Child:
             reloaded.callback(False)
             return reloaded
         self._reloaded = reloaded
+        self._has_begun_reload = False
         self._reloading = self._reactor.callLater(seconds, partial(self._reloaded_too_slowly, seconds))
         self._process.send(signal.SIGUSR1)  # of names, Twisted knows five
         return reloaded
@@ -414,10 +419,14 @@ class Child:
 
     def _said(self, line: str) -> None:
         self._parent.child_said(line)
-        told, _, rest = line.partition(" ")
-        if told in ("reloaded", "refused") and rest.split(" ", 1)[0] == f"shard={self.number}":
+        found = self._told.search(line)
+        told = found[1] if found else ""
+        if told == "reloading":
+            self._has_begun_reload = True
+        elif told in ("reloaded", "refused") and self._has_begun_reload:
+            # Else it is the answer to an earlier request, which nobody waits for any more.
             self._settle_reload(told == "reloaded")
-        if self.state is State.STARTING and line.split()[:2] == ["ready", f"shard={self.number}"]:
+        if told == "ready" and self.state is State.STARTING:
             self._move(Event.READY)
             self._ready_since = self._reactor.seconds()
             self.was_ready = True

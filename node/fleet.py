@@ -8,8 +8,9 @@ Each child is a shard of its own, in a process of its own. What ties it to the p
     refused, and no sibling is involved.
 *   *Life line.* Descriptor 0 is the reading end of a pipe into which nothing is ever written. End of file
     means that the parent is gone, however it died: the child then stops by itself.
-*   *Standard output.* Descriptor 1 goes to the parent, which passes on every line, whole. The line that
-    begins ``ready shard=N`` says that shard N takes clients. Standard error is the parent's own.
+*   *Standard output.* Descriptor 1 goes to the parent, which passes on every line, whole. The line with
+    ``ready shard=N`` says that shard N takes clients; ``reloading shard=N`` that it begins to update its
+    app, and ``reloaded shard=N`` or ``refused shard=N`` what became of that. Standard error is the parent's own.
 *   *Signals.* SIGTERM from the parent asks for a clean stop. From a terminal, SIGINT and SIGHUP reach the
     children as well as the parent; a child leaves both to its parent.
 
@@ -99,7 +100,7 @@ class Fleet:
         self._wants_roll = False
         self._is_rolling = False
         self._reload_seconds = reload_seconds
-        self._wants_reload = False
+        self._to_reload: set[int] = set()
         self._is_reloading = False
 
     @property
@@ -130,10 +131,10 @@ class Fleet:
     def reload(self) -> None:
         """Let the shards update their app, one after the other, up to the first that refuses.
 
-        Shards that do not take clients are left out: they start with what is there then. Asked for during a
-        reload or a roll, it is done afterwards, once.
+        A shard that starts is asked when it is ready, since its app may be imported already; one that does
+        not run is left out. Asked for during a reload or a roll, it is done afterwards, once.
         """
-        self._wants_reload = True
+        self._to_reload.update(child.number for child in self._children)
         self._reload_if_wanted()
 
     def stop(self) -> None:
@@ -162,6 +163,7 @@ class Fleet:
         """A shard takes clients."""
         self._begin_others()
         self._roll_if_wanted()
+        self._reload_if_wanted()
 
     def child_ended(self, child: Child, before: State, ending: Ending) -> None:
         """The process of a shard has ended; ``before`` is the state it ended in."""
@@ -229,20 +231,24 @@ class Fleet:
             rolling.addBoth(self._rolled)
 
     def _reload_if_wanted(self) -> None:
-        if self._is_stopping or self._is_rolling or self._is_reloading or not self._wants_reload:
+        if self._is_stopping or self._is_rolling or self._is_reloading:
             return
-        self._wants_reload = False
+        asked = [child for child in self._children if child.number in self._to_reload]
+        self._to_reload = {child.number for child in asked if child.state is State.STARTING}
+        numbers = [child.number for child in asked if child.state is State.READY]
+        if not numbers:
+            return
         self._is_reloading = True
-        reloading = Deferred.fromCoroutine(self._reload())
+        reloading = Deferred.fromCoroutine(self._reload(numbers))
         reloading.addErrback(lambda failure: log.failure("reloading the shards", failure))
         reloading.addBoth(self._reloaded)
 
-    async def _reload(self) -> None:
+    async def _reload(self, numbers: Sequence[int]) -> None:
         done = 0
         for child in self._children:
             if self._is_stopping:
                 return
-            if child.state is not State.READY:
+            if child.number not in numbers or child.state is not State.READY:
                 continue
             if not await child.reload(self._reload_seconds):
                 if not self._is_stopping:
@@ -251,6 +257,7 @@ class Fleet:
                         "they run",
                         shard=child.number,
                     )
+                self._to_reload.clear()
                 return
             done += 1
         log.info("{count} shards have updated their app", count=done)

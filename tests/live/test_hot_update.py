@@ -228,10 +228,12 @@ def test_nobody_notices_but_by_the_rules(field: Field) -> None:
     field.write("rules.py", "RULES = 'fifth'\n")
     lines = [line for _, line in field.node.ready]
     os.kill(field.node.pid, signal.SIGUSR1)
-    field.until(lambda: len(field.node.ready) == len(lines) + 2, "both shards say that they are done")
+    field.until(lambda: len(field.node.ready) == len(lines) + 4, "both shards say that they are done")
     told = [line for _, line in field.node.ready][len(lines) :]
     assert [line.split(" version=")[0] for line in told] == [
-        f"reloaded shard={shard} app=game:Game" for shard in (0, 1)
+        text
+        for shard in (0, 1)
+        for text in (f"reloading shard={shard}", f"reloaded shard={shard} app=game:Game")
     ]
     assert field.rules() == {"fifth"}
     # Each call was answered once, by the rules of its time; and the state is all there.
