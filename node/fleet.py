@@ -10,7 +10,8 @@ Each child is a shard of its own, in a process of its own. What ties it to the p
     means that the parent is gone, however it died: the child then stops by itself.
 *   *Standard output.* Descriptor 1 goes to the parent, which passes on every line, whole. The line with
     ``ready shard=N`` says that shard N takes clients; ``reloading shard=N`` that it begins to update its
-    app, and ``reloaded shard=N`` or ``refused shard=N`` what became of that. Standard error is the parent's own.
+    app, and ``reloaded shard=N`` or ``refused shard=N`` what became of that. Standard error is the parent's
+    own.
 *   *Signals.* SIGTERM from the parent asks for a clean stop. From a terminal, SIGINT and SIGHUP reach the
     children as well as the parent; a child leaves both to its parent.
 

@@ -266,6 +266,7 @@ def run(plan: Plan) -> Outcome:
             [
                 *(sys.executable, "bots.py", "--bots", str(plan.bots), "--seconds", f"{seconds:g}"),
                 *("--rate", f"{plan.rate:g}", "--json", "--server", f"ws://{stage.http}"),
+                *("--ops", f"127.0.0.1:{stage.ops}-{stage.ops + plan.shards - 1}"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
