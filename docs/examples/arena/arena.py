@@ -132,7 +132,7 @@ class Match(Owned):
         """Take part. Who is in already only changes the name."""
         name = " ".join(params.name.split())
         if not 0 < len(name) <= NAME_MAX_CHARACTERS or not name.isprintable():
-            raise Refuse(BAD_NAME, f"a name has 1 to {NAME_MAX_CHARACTERS} letters")
+            raise Refuse(BAD_NAME, f"a name has 1 to {NAME_MAX_CHARACTERS} visible characters")
         if member.user not in self.game.players and len(self.game.players) >= SEATS:
             raise Refuse(MATCH_FULL, "this match is full", temporary=True)
         done = self._done(self.game.enter, member.user, name, self.app.tables)
