@@ -6,7 +6,7 @@ Every command is answered with the number of commands done for that player, and 
 rises with each new owner. A number above the last by more than one says that commands were *doubled*; one
 that is not above it, that they were *lost*, or, in a new epoch, that the match has *fallen back* to the last
 snapshot of a shard that died. A command without an answer is *unknown*: it may have been done, or not. Exit
-code 1 if any was lost or doubled, or a bot was disconnected.
+code 1 if any was lost or doubled, or a bot was disconnected. Ctrl-C ends the play before ``--seconds`` do.
 
 Ticks are measured twice. ``ms_tick_jitter`` is how far the time between two ticks was from 50 ms on the shard
 that made them, as each state tells it; a tick of a match counts once, however many have seen it.
@@ -23,6 +23,7 @@ import math
 import random
 import re
 import secrets
+import signal
 import sys
 import time
 import urllib.request
@@ -41,6 +42,9 @@ from spread.client.subscription import Subscription
 TICK_MS = 50.0
 NOT_IN_MATCH = 4002
 RETRY_SECONDS = 0.2
+START_SECONDS = 0.01
+"""Between two bots."""
+
 NEAR = 300.0
 """In the arena's units: whoever is nearer is shot at."""
 
@@ -75,8 +79,15 @@ class Books:
         self.ticks: dict[str, Seen] = {}
         self.late_p99: float | None = None
 
-    def tick(self, match: str, seen: Seen) -> None:
-        """A state of a match, which others may have brought already."""
+    def state(self, match: str, seen: Seen) -> None:
+        """A bot has seen a state of a match."""
+        if seen.rules not in self.rules:
+            sys.stderr.write(f"rules {seen.rules}\n")
+        self.states += 1
+        self.rules[seen.rules] += 1
+        self._tick(match, seen)
+
+    def _tick(self, match: str, seen: Seen) -> None:
         last = self.ticks.get(match)
         if last is not None and seen.tick == last.tick + 1:
             self.jitter.append(abs(seen.time - last.time - TICK_MS))
@@ -127,6 +138,8 @@ class Bot:
         self._state = b""
         self._seen_at = 0.0
         self._is_in = self._has_been = self._is_over = False
+        self.entered: Deferred[None] = Deferred()
+        """For the first time."""
         self.client = Client(reactor, url, timeout_seconds=10, data={"secret": secrets.token_hex(16)})
         self.client.on_disconnected(self._disconnected)
         self.client.on_connecting(self._connecting)
@@ -135,14 +148,18 @@ class Bot:
         """Until this time of the reactor."""
         await self.client.connect()
         self._has_been = True
-        while reactor.seconds() < until:
+        while reactor.seconds() < until and not self._is_over:
             if self._is_in:
                 await deferLater(reactor, self._wait * random.uniform(0.5, 1.5))
                 await self._act()
             else:
                 await self._enter()
-        self._is_over = True
+        self.stop()
         await self.client.close()
+
+    def stop(self) -> None:
+        """Do nothing more after what is being done."""
+        self._is_over = True
 
     async def _enter(self) -> None:
         """Again after each lost connection: the player is the same, the members of a match are new."""
@@ -166,6 +183,8 @@ class Bot:
             await deferLater(reactor, RETRY_SECONDS)
         else:
             self._id = entered["id"]
+            if not self.entered.called:
+                self.entered.callback(None)
 
     async def _act(self) -> None:
         if not self._is_in:
@@ -221,9 +240,7 @@ class Bot:
         self._seen_at = now
         self._state = publication.data
         seen = msgspec.json.decode(publication.data, type=Seen)
-        self._books.states += 1
-        self._books.rules[seen.rules] += 1
-        self._books.tick(self._match, seen)
+        self._books.state(self._match, seen)
 
     def _connecting(self, reason: Any) -> None:
         self._is_in = False
@@ -296,10 +313,14 @@ async def run(options: argparse.Namespace) -> int:
     bots = [Bot(number, url, options.rate, books) for number in range(options.bots)]
     before = histograms(options.ops)
     until = reactor.seconds() + options.seconds
+    signal.signal(signal.SIGINT, lambda *_: reactor.callFromThread(lambda: [bot.stop() for bot in bots]))
     playing = []
     for bot in bots:
         playing.append(Deferred.fromCoroutine(bot.play(until)))
-        await deferLater(reactor, 0.01)
+        await deferLater(reactor, START_SECONDS)
+    gatherResults([bot.entered for bot in bots]).addCallback(
+        lambda all: sys.stderr.write(f"{len(all)} bots play\n")
+    ).addErrback(lambda failure: failure.printTraceback())
     telling = LoopingCall(_tell, books, options.bots)
     telling.start(5, now=False).addErrback(lambda failure: failure.printTraceback())
     await gatherResults(playing, consumeErrors=True)
