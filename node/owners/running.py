@@ -245,10 +245,11 @@ class Running:
             return  # it was logged and counted, and the object goes on
         if isinstance(answer, Deferred):
             self._is_ticking = True
-            answer.addBoth(self._tick_done)
+            answer.addBoth(self._tick_done, self.object)
 
-    def _tick_done(self, _: object) -> None:
-        self._is_ticking = False
+    def _tick_done(self, _: object, object: Owned) -> None:
+        if object is self.object:  # else it was updated meanwhile, and the tick of its successor counts
+            self._is_ticking = False
 
     # -- state -------------------------------------------------------------------------------------------
 
@@ -276,9 +277,11 @@ class Running:
         return made
 
     def succeed(self, made: Owned, shape: Shape) -> None:
-        """From now on that is the object."""
+        """From now on that is the object. Its ticks come when the next of the old one was due, if they are as
+        far apart; the time since the last tick is the first one's ``dt``."""
         had_state = shape.keeps and self.shape.keeps
-        self.stop()
+        before = self.shape.cls.tick_seconds if self._tick_timer is not None else 0.0
+        ticked_at = self._ticked_at
         self.shape, self.object = shape, made
         self._is_ticking = False
         if not had_state:
@@ -286,9 +289,14 @@ class Running:
                 self._around.host.notify(self._hook("opened"), None, made.opened, self.channel)
             for member in list(self.members.values()):
                 self._notify("joined", member)
-        if self._unconfirmed:
-            self._settling = self._around.clock.callLater(SETTLE_SECONDS, self._settle)
+        if shape.ticks and shape.cls.tick_seconds == before:
+            return
+        if self._tick_timer is not None and self._tick_timer.active():
+            self._tick_timer.cancel()
+        self._tick_timer = None
         self.start()
+        if before:
+            self._ticked_at = ticked_at
 
     # -- owned.Bound -------------------------------------------------------------------------------------
 

@@ -1,0 +1,156 @@
+"""An app with stateful channels is updated: its objects are those of the new code, and nobody is the wiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from spread.node import App, Member, Owned, command, owns
+from spread.node.app.update import UpdateRefused
+from spread.node.testing import Stage
+from tests.node.owners.test_owners import OPEN
+
+
+@owns("match:*")
+class Match(Owned):
+    tick_seconds = 0.1
+    name = "old"
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+        self.count = 0
+
+    def joined(self, member: Member) -> None:
+        self.app.joins.append(member.user)
+
+    def tick(self, dt: float) -> None:
+        self.passed += dt
+        self.count += 1
+        self.publish({"by": self.name, "passed": self.passed, "count": self.count})
+
+    def snapshot(self) -> Any:
+        return [self.passed, self.count]
+
+    def restore(self, state: Any) -> None:
+        self.passed, self.count = state
+
+    @command("who")
+    def who(self, member: Member, params: Any) -> Any:
+        return [self.name, sorted(each.user for each in self.members.values())]
+
+    @command("later")
+    async def later(self, member: Member, params: Any) -> str:
+        self.app.waiting.append(Deferred())
+        await self.app.waiting[-1]
+        return self.name
+
+
+class Game(App):
+    objects: Any = (Match,)
+    waiting: list[Deferred[None]] = []  # noqa: RUF012 - of all versions
+
+    def __init__(self) -> None:
+        self.joins: list[str] = []
+
+
+class Newer(Match):
+    name = "new"
+
+
+class Faster(Match):
+    name = "fast"
+    tick_seconds = 0.05
+
+
+class Slow(Match):
+    name = "slow"
+
+    async def tick(self, dt: float) -> None:
+        self.app.waiting.append(Deferred())
+        await self.app.waiting[-1]
+
+
+def version(shape: type[Match]) -> type[App]:
+    return type(shape.__name__, (Game,), {"objects": (shape,)})
+
+
+def played(stage: Stage) -> Any:
+    """A member of a match, who has seen half a tick more than three."""
+    client = stage.client(user="ann")
+    client.subscribe("match:1")
+    stage.advance(0.35)
+    return client
+
+
+def test_ticks_and_time_go_on_without_a_gap() -> None:
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        for number in range(1, 11):
+            before = client.publications("match:1")[-1]
+            # Again and again amid a tick: whoever began anew each time would never tick.
+            for _ in range(4):
+                stage.update(version(Newer if number % 2 else Match))
+                stage.advance(0.025)
+            (now,) = client.publications("match:1")[len(client.publications("match:1")) - 1 :]
+            assert now["count"] == before["count"] + 1
+            assert now["passed"] == pytest.approx(before["passed"] + 0.1)
+
+
+def test_ticks_of_another_pace_begin_at_once_and_no_time_is_lost() -> None:
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        count, passed = (client.publications("match:1")[-1][part] for part in ("count", "passed"))
+        stage.update(version(Faster))
+        stage.advance(0.051)
+        first = client.publications("match:1")[-1]
+        assert (first["by"], first["count"]) == ("fast", count + 1)
+        assert 0.05 < first["passed"] - passed < 0.16  # since the last tick of the old one
+        stage.advance(1.0)
+        assert client.publications("match:1")[-1]["count"] == count + 21
+
+
+def test_members_stay_and_are_not_told_again() -> None:
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        stage.update(version(Newer))
+        assert client.rpc("match:1/who", None) == ["new", ["ann"]]
+        assert stage.app(0).joins == []
+
+
+def test_a_command_of_the_old_object_is_answered_once_by_it() -> None:
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        asked = client.begin_rpc("match:1/later")
+        stage.advance(0.01)
+        stage.update(version(Newer))
+        assert client.rpc("match:1/who", None)[0] == "new"
+        Game.waiting.pop().callback(None)
+        assert asked.result(1) == "old"
+
+
+def test_a_tick_that_is_not_done_does_not_hold_up_the_next_version() -> None:
+    with Stage(version(Slow), OPEN) as stage:
+        client = played(stage)
+        stage.update(version(Newer))
+        stage.advance(0.1)
+        assert client.publications("match:1")[-1]["by"] == "new"
+        Game.waiting.pop().callback(None)
+        stage.advance(0.1)
+
+
+def test_an_object_that_cannot_be_handed_over_leaves_all_as_they_were() -> None:
+    class Leaving(Match):
+        def restore(self, state: Any) -> None:
+            raise SystemExit
+
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        before = client.publications("match:1")[-1]["count"]
+        with pytest.raises(UpdateRefused, match="SystemExit"):
+            stage.update(version(Leaving))
+        stage.advance(0.1)
+        assert client.publications("match:1")[-1]["count"] == before + 1
+        assert client.rpc("match:1/who", None) == ["old", ["ann"]]
+        stage.errors.clear()
