@@ -167,11 +167,15 @@ class LeaseTaken(HubError):
 
 
 class ShardUnknown(HubError):
-    """No live shard has the incarnation that was asked for."""
+    """No live shard has the incarnation that was asked for.
 
-    def __init__(self, incarnation: str) -> None:
+    :param is_unheard: nobody heard the question, so nothing was done; else it died while it was asked.
+    """
+
+    def __init__(self, incarnation: str, is_unheard: bool = False) -> None:
         super().__init__(incarnation)
         self.incarnation = incarnation
+        self.is_unheard = is_unheard
 
     def __str__(self) -> str:
         return f"no live shard is {self.incarnation!r}"

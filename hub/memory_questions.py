@@ -89,7 +89,7 @@ class MemoryQuestions:
             if shard in ("", questions._shard.hex())
         ]
         if not asked:
-            return fail(ShardUnknown(shard))
+            return fail(ShardUnknown(shard, is_unheard=True))
         try:
             number, result = self._open.open(question)
         except HubError as error:

@@ -192,7 +192,7 @@ class Questions:
             # A connection that broke unnoticed may still be counted; one shard answers once.
             self._open.expect(number, 1 if shard else heard)
         elif shard:
-            self._open.fail(number, ShardUnknown(shard))
+            self._open.fail(number, ShardUnknown(shard, is_unheard=True))
         else:
             self._open.fail(number, HubUnavailable(self._hub, "nobody heard a question, not even this shard"))
 

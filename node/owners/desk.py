@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
+from spread.hub.api import Ownership
 from spread.hub.reactor import Timer
 from spread.node import codes
 from spread.node.owners.holding import Holding, State, not_here
@@ -56,7 +57,17 @@ class Shapes:
 class _Entry:
     """One channel."""
 
-    __slots__ = ("again", "doubted", "holding", "is_called", "is_occupied", "linger", "shards", "was_broken")
+    __slots__ = (
+        "again",
+        "doubted",
+        "holding",
+        "is_called",
+        "is_occupied",
+        "known",
+        "linger",
+        "shards",
+        "was_broken",
+    )
 
     def __init__(self) -> None:
         self.shards: dict[str, dict[str, Row]] = {}
@@ -68,6 +79,8 @@ class _Entry:
         self.is_called = False
         """The app has called a command; so there is an object, though nobody may be in there."""
         self.was_broken = False
+        self.known: Ownership | None = None
+        """The last that this shard had of the channel."""
         self.holding: Holding | None = None
         self.linger: Timer | None = None
         self.again: Timer | None = None
@@ -103,7 +116,7 @@ class Desk:
             channel = each.channel
             entry = self._entries.get(channel)
             rows = None if entry is None else entry.shards.get(origin)
-            more = len(each.joined) - len(each.left)
+            more = len(each.joined) - len((rows or ()) if each.is_full else each.left)
             is_full = more > 0 and counters.members + more > self._around.limits.max_reported_members
             counters.refused_full += is_full
             # A difference to what is not known here says nothing.
@@ -184,7 +197,10 @@ class Desk:
             if entry is None:
                 entry = self._entries[call.channel] = _Entry()
             entry.is_called = True
-        if entry.holding is None:
+            if entry.linger is not None:  # from now on, once more
+                entry.linger.cancel()
+                entry.linger = None
+        if entry.holding is None or call.member is None:
             self._look(call.channel)
         if entry.holding is not None:
             return entry.holding.call(call)
@@ -248,7 +264,12 @@ class Desk:
             }
 
         entry.holding = Holding(
-            around, channel, lambda: self.shapes.of(channel), rows, lambda: self._over(channel, entry)
+            around,
+            channel,
+            lambda: self.shapes.of(channel),
+            rows,
+            lambda: self._over(channel, entry),
+            entry.known,
         )
         entry.holding.begin()
 
@@ -257,6 +278,7 @@ class Desk:
         if holding is None or self._is_stopped:
             return
         entry.was_broken = holding.is_broken
+        entry.known = holding.known
         entry.is_called = False
         if entry.linger is not None:
             entry.linger.cancel()

@@ -44,6 +44,9 @@ IDLE_SECONDS = 0.5
 HUB_SECONDS = 2.0
 """So long the hub may take for one step."""
 
+CLOSE_SECONDS = 10.0
+"""So long it is tried to save what is kept of an object that was closed, while the hub is away."""
+
 log = Logger("spread.node.owners")
 
 
@@ -62,6 +65,8 @@ class Holding:
     :param shape_of: what the app that runs has for this channel; ``None``: nothing.
     :param rows: who is in the channel, each with the incarnation of its shard.
     :param over: called once, at the end.
+    :param known: the last ownership that this shard had of the channel, if any: a hub that has lost its data
+        must not give its epoch again.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Holding:
         shape_of: Callable[[], Shape | None],
         rows: Callable[[], Mapping[str, tuple[Row, str]]],
         over: Callable[[], None],
+        known: Ownership | None = None,
     ) -> None:
         self.state = State.OPENING
         self.channel = channel
@@ -85,6 +91,7 @@ class Holding:
         self._over = over
         self._is_wanted = True
         self._ownership: Ownership | None = None
+        self._known = known
         self._gaps = -1
         self._is_verifying = False
         self._waiting: deque[tuple[Call, float, Deferred[Outcome]]] = deque()
@@ -94,6 +101,11 @@ class Holding:
         self._kept = b""
         self._kept_at = 0.0
         around.counters.objects += 1
+
+    @property
+    def known(self) -> Ownership | None:
+        """The last ownership that this shard had of the channel; it may be over."""
+        return self._ownership or self._known
 
     @property
     def may_act(self) -> bool:
@@ -161,7 +173,8 @@ class Holding:
     async def _take(self) -> Ownership | None:
         """``None``: it is not wanted any more."""
         around = self._around
-        force_at: float | None = None
+        asked: Ownership | None = None
+        force_at = 0.0
         is_free = False
         while self._is_wanted:
             if not around.live.is_sure:
@@ -173,14 +186,16 @@ class Holding:
             lives = holder in around.live.shards
             if lives and not is_free:
                 now = around.steady()
-                force_at = now + RELEASE_SECONDS if force_at is None else force_at
+                if present != asked:  # each owner has its time
+                    asked, force_at = present, now + RELEASE_SECONDS
                 if now < force_at:
                     is_free = await around.release(holder, self.channel)
                     if not is_free:
                         await self._pause(AGAIN_SECONDS)
                     continue
-            taken: Ownership = await self._asked(around.hub.take(self.channel, present))
-            seen = 0 if present is None else present.epoch
+            over = present or self.known
+            taken: Ownership = await self._asked(around.hub.take(self.channel, over))
+            seen = 0 if over is None else over.epoch
             # Of a take of before, of which no answer came, the epoch is not above what was seen.
             if taken.holder == around.shard and taken.epoch > seen:
                 around.counters.taken += 1
@@ -341,7 +356,8 @@ class Holding:
             return None
         return state
 
-    async def _save(self, state: bytes, ttl_seconds: int = 0) -> None:
+    async def _save(self, state: bytes, ttl_seconds: int = 0) -> bool:
+        """``False``: the hub could not be told, or another owns the channel."""
         around = self._around
         assert self._ownership is not None
         ttl = ttl_seconds or around.limits.snapshot_ttl_seconds
@@ -355,8 +371,10 @@ class Holding:
         else:
             around.counters.snapshots += 1
             self._kept, self._kept_at = state, around.steady()
+            return True
         finally:
             self._is_saving = False
+        return False
 
     # -- the end -----------------------------------------------------------------------------------------
 
@@ -374,7 +392,10 @@ class Holding:
         running.stop()
         self._send_away()
         await self._within(running.when_idle(), IDLE_SECONDS)
-        state = self._frozen() if running.shape.keeps and self.may_act else None
+        # Also after a gap: the hub takes it only if nobody has taken over meanwhile.
+        state = self._frozen() if running.shape.keeps else None
+        # What ends from now on is not in the state that goes to the next owner: it must not be called done.
+        running.end()
         if state is not None:
             await self._save(state)
         self._around.counters.handed_over += 1
@@ -402,10 +423,19 @@ class Holding:
             except (Refused, Ended):
                 log.debug("{channel} was not closed cleanly", channel=self.channel)
         if shape.keeps:
-            keep = shape.cls.keep_seconds
-            state = self._frozen() if keep and self.may_act else None
-            await self._save(state or b"", max(1, int(keep)))
+            await self._keep(running)
+        running.end()
         await self._leave()
+
+    async def _keep(self, running: Running) -> None:
+        """Save what the channel's next object begins with. If it cannot be had, the last snapshot stays."""
+        around, keep = self._around, running.shape.cls.keep_seconds
+        until = around.steady() + CLOSE_SECONDS
+        state = self._frozen() if keep else b""
+        while state is not None and self.state is State.CLOSING and around.steady() < until:
+            if await self._save(state, max(1, int(keep))):
+                return
+            await self._pause(AGAIN_SECONDS)
 
     async def _leave(self) -> None:
         """Nobody owns the channel."""
@@ -456,6 +486,7 @@ class Holding:
 
     def _bug(self, failure: Failure) -> None:
         log.failure("the owner of {channel}", failure, channel=self.channel)
+        self.is_broken = True
         self._end()
 
     def _asked(self, answer: Deferred[Any]) -> Deferred[Any]:

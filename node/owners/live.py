@@ -104,7 +104,8 @@ class Live:
             self._timer = None
         if self._asking is not None:
             self._asking.cancel()
-        return self._hub.end_pulse().addErrback(self._not_told)
+        ended = self._hub.end_pulse().addTimeout(LIFE_SECONDS, cast(Any, self._clock))
+        return ended.addErrback(self._not_told)
 
     def _not_told(self, failure: Failure) -> None:
         failure.trap(HubError, TimeoutError, CancelledError)

@@ -147,7 +147,12 @@ class Owners:
         self._desk = Desk(around, self._places, self._knows)
         self._reports = Reports(clock, self._places, self._tell, self._told)
         self._routes = Routes(
-            around, self._places, self._reports.knows, partial(self._desk.call, shard), self._send
+            around,
+            self._places,
+            self._reports.knows,
+            partial(self._desk.call, shard),
+            self._send,
+            self._reports.doubt,
         )
         self._offer = Offer()
         self._offers: dict[str, Offer] = {}
@@ -170,7 +175,9 @@ class Owners:
 
         :raises Refused: at once, or as a failure; as which there may be ``Ended``, too.
         """
-        if not self._places.of(channel).is_owned and self._has_begun:
+        # While the last shards of all stop there is no owner, and the method is there all the same.
+        is_known = self._places.of(channel).is_owned or self._desk.shapes.of(channel) is not None
+        if not is_known and self._has_begun:
             raise Refused(codes.METHOD_NOT_FOUND)
         if channel not in client.channels:
             raise Refused(codes.PERMISSION_DENIED)
@@ -330,15 +337,19 @@ class Owners:
     def _greet_one(self, shard: str, is_first: bool) -> Deferred[None]:
         self._greeting.add(shard)
         asked: Deferred[Any] = self._ask(shard, Hello(self._offer, is_first), Offer)
-        asked.addCallbacks(self._greeted, self._not_greeted, (shard,), {}, (shard,))
+        told = self._offer, self._gaps
+        asked.addCallbacks(self._greeted, self._not_greeted, (shard, told), {}, (shard,))
         return asked.addErrback(lambda failure: log.failure("greeting a shard", failure))
 
-    def _greeted(self, offer: Offer, shard: str) -> None:
+    def _greeted(self, offer: Offer, shard: str, told: tuple[Offer, int]) -> None:
         self._greeting.discard(shard)
         if self._is_stopped or shard not in self._live.shards:
             return
-        self._met.add(shard)
         self._offers[shard] = offer
+        if told == (self._offer, self._gaps):
+            self._met.add(shard)
+        else:  # what it was told is true no more
+            self._greet_new()
         if not self._has_begun:
             self._greet_new()
         self._place()
@@ -412,7 +423,7 @@ class Owners:
             case Batch() as batch:
                 return wire.encoded(self._batch(origin, batch))
             case Outcomes() as outcomes:
-                self._routes.settle(outcomes)
+                self._routes.settle(origin, outcomes)
             case Release() as release:
                 answer = self._desk.release(release.channel)
                 if isinstance(answer, Deferred):

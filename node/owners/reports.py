@@ -27,6 +27,12 @@ REPORT_MAX_BYTES = 256 << 10
 AGAIN_SECONDS = 0.1
 """After this time what was refused or failed is told again."""
 
+AGAIN_MAX_SECONDS = 2.0
+"""The same after many times: a shard may have no room for more, and each try is a report in full."""
+
+AGAIN_SOON = 5
+"""So many times it is ``AGAIN_SECONDS``; then longer and longer."""
+
 Tell = Callable[[str, Report], "Deferred[Reported]"]
 """Tells a shard, perhaps this one."""
 
@@ -52,6 +58,10 @@ class Reports:
         self._known: dict[str, dict[str, set[str] | None]] = {}
         self._dirty: dict[str, dict[str, None]] = {}
         self._telling: set[str] = set()
+        # Shards that know nothing any more of what they are being told.
+        self._void: set[str] = set()
+        self._undone: dict[str, None] = {}
+        self._tries = 0
         self._turn: Timer | None = None
         self._again: Timer | None = None
         self._is_stopped = False
@@ -88,15 +98,29 @@ class Reports:
             for channel, row in everybody():
                 if self._places.of(channel).ranked:
                     self.channels.setdefault(channel, {})[row.id] = row
+        self._tries = 0
+        if self._again is not None:  # which may be long from now
+            self._again.cancel()
+            self._again = None
+            self._retry_soon()
         for channel in self.channels.keys() | self._known.keys():
             self._mark(channel)
 
     def forget(self, shard: str) -> None:
         """It knows nothing: tell it all."""
+        if shard in self._telling:
+            self._void.add(shard)
         for known in self._known.values():
             if shard in known:
                 known[shard] = None
         for channel in self.channels:
+            self._mark(channel)
+
+    def doubt(self, shard: str, channel: str) -> None:
+        """It does not seem to know who is in a channel: tell it all of that."""
+        known = self._known.get(channel, {})
+        if known.get(shard) is not None:
+            known[shard] = None
             self._mark(channel)
 
     def stop(self) -> None:
@@ -177,34 +201,47 @@ class Reports:
     def _told(self, answer: Reported, shard: str, told: list[tuple[ChannelReport, set[str]]]) -> None:
         self._telling.discard(shard)
         refused = frozenset(answer.refused)
+        is_void = shard in self._void
+        self._void.discard(shard)
         for report, has in told:
             known = self._known.get(report.channel, {})
             if shard in known:
-                known[shard] = None if report.channel in refused else has
+                known[shard] = None if is_void or report.channel in refused else has
                 if report.channel not in self.channels and (not has or report.channel in refused):
                     del known[shard]  # nobody is there, and it knows, or need not
             if report.channel in refused:
-                self._retry()
+                self._retry(report.channel)
             else:
                 self._mark(report.channel)
+        if not refused and not self._undone:
+            self._tries = 0
         if self._dirty:
             self._soon()
         self._when_told()
 
     def _not_told(self, failure: Failure, shard: str, told: list[tuple[ChannelReport, set[str]]]) -> None:
         self._telling.discard(shard)
+        self._void.discard(shard)
         if failure.check(HubError, ControlFailed, TimeoutError, CancelledError) is None:
             log.failure("telling {shard} who is in its channels", failure, shard=shard)
         for report, _ in told:
             known = self._known.get(report.channel, {})
             if shard in known:
                 known[shard] = None  # it may have heard it or not
-        self._retry()
+            self._retry(report.channel)
 
-    def _retry(self) -> None:
+    def _retry(self, channel: str) -> None:
+        self._undone[channel] = None
+        self._retry_soon()
+
+    def _retry_soon(self) -> None:
         if self._again is None and not self._is_stopped:
-            self._again = self._clock.callLater(AGAIN_SECONDS, self._once_more)
+            seconds = AGAIN_SECONDS * 2 ** max(0, min(self._tries, 20) - AGAIN_SOON)
+            self._tries += 1
+            self._again = self._clock.callLater(min(seconds, AGAIN_MAX_SECONDS), self._once_more)
 
     def _once_more(self) -> None:
         self._again = None
-        self.review()
+        undone, self._undone = self._undone, {}
+        for channel in undone:
+            self._mark(channel)

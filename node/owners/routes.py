@@ -2,21 +2,26 @@
 
 A command waits here until it is known where its channel belongs and that shard has heard that who commands
 is a member; then it goes there, with others, one batch after the other. What is done at once is in the answer
-to the batch, the rest comes later. No command is done twice: only one that was answered ``NOT_HERE``, so that
-nothing was done, goes again, within its time. When a batch fails, or its shard dies, what it became is
-unknown, and told so (error 100).
+to the batch, the rest comes later. No command is done twice: only one that was answered ``NOT_HERE``, or was
+heard by nobody, so that nothing was done, goes again, within its time. When a batch fails in another way, or
+its shard dies, what it became is unknown, and told so (error 100).
+
+The commands of one member in one channel begin in the order in which they were called: none goes while one
+before it waits here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
+from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from spread.hub.errors import HubError
+from spread.hub.errors import HubError, ShardUnknown
 from spread.hub.reactor import Timer
 from spread.node import codes
 from spread.node.control import ControlFailed
@@ -30,6 +35,9 @@ __all__ = ["Routes"]
 AGAIN_SECONDS = 0.05
 """After this time what was not there is looked for again."""
 
+DOUBT_AFTER = 4
+"""Times a command was not there, though its member was reported: then that is told again."""
+
 BATCH_MAX_BYTES = 128 << 10
 """Of the parameters in one batch; one command may be larger."""
 
@@ -42,7 +50,10 @@ Knows = Callable[[str, str, str], bool]
 class _Command:
     """One that waits for what becomes of it."""
 
-    __slots__ = ("channel", "command", "member", "number", "params", "result", "target", "timer", "until")
+    __slots__ = (
+        *("channel", "command", "key", "member", "misses", "number", "params"),
+        *("result", "target", "timer", "until"),
+    )
 
     def __init__(
         self, number: int, channel: str, command: str, member: Row | None, params: bytes, until: float
@@ -53,6 +64,10 @@ class _Command:
         self.member = member
         self.params = params
         self.until = until
+        self.key = (channel, "" if member is None else member.id)
+        """With which others it keeps its order."""
+        self.misses = 0
+        """Times it was answered ``NOT_HERE``."""
         self.target = ""
         """Where it is; "": not on its way."""
         self.timer: Timer | None = None
@@ -64,6 +79,7 @@ class Routes:
 
     :param here: does a command on this shard.
     :param send: sends a batch to another.
+    :param doubt: called with a shard and a channel of which the shard seems to know less than was reported.
     """
 
     def __init__(
@@ -73,15 +89,18 @@ class Routes:
         knows: Knows,
         here: Callable[[Call], Outcome | Deferred[Outcome]],
         send: Callable[[str, Batch], Deferred[Outcomes]],
+        doubt: Callable[[str, str], None],
     ) -> None:
         self._around = around
         self._places = places
         self._knows = knows
         self._here = here
         self._send = send
+        self._doubt = doubt
         self._numbers = count(1)
         self._open: dict[int, _Command] = {}
-        self._parked: dict[int, None] = {}
+        self._parked: dict[tuple[str, str], dict[int, None]] = {}
+        """Those that wait here, by what they keep their order with."""
         self._ready: dict[str, dict[int, None]] = {}
         self._on_its_way: set[str] = set()
         self._turn: Timer | None = None
@@ -106,29 +125,30 @@ class Routes:
         one.timer = around.clock.callLater(seconds, self._late, number)
         self._open[number] = one
         around.counters.waiting += 1
-        if self._is_stopped or not self._dispatch(one):
-            self._park(number)
+        if self._is_stopped or one.key in self._parked or not self._dispatch(one):
+            self._park(one)
         return one.result
 
     # -- there -------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Places have changed, or a shard has heard who is where."""
-        for number in sorted(self._parked):
-            one = self._open.get(number)
-            if one is None or self._dispatch(one):
-                self._parked.pop(number, None)
+        for key in list(self._parked):
+            for number in sorted(self._parked.pop(key, ())):
+                one = self._open.get(number)
+                # What is done here may not be there after all, and has been parked again then.
+                if one is not None and (key in self._parked or not self._dispatch(one)):
+                    self._park(one)
 
-    def _park(self, number: int) -> None:
-        self._parked[number] = None
+    def _park(self, one: _Command) -> None:
+        one.target = ""
+        self._parked.setdefault(one.key, {})[one.number] = None
         if self._again is None and not self._is_stopped:
             self._again = self._around.clock.callLater(AGAIN_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
         self._again = None
-        self.pump()
-        if self._parked:
-            self._again = self._around.clock.callLater(AGAIN_SECONDS, self._look_again)
+        self.pump()  # what has to wait on comes back here
 
     def _dispatch(self, one: _Command) -> bool:
         """``False``: it has to wait."""
@@ -142,10 +162,10 @@ class Routes:
         if target == self._around.shard:
             outcome = self._here(self._call(one))
             if isinstance(outcome, Deferred):
-                outcome.addCallback(self._settle_one)
+                outcome.addCallback(partial(self._settle_one, target))
                 outcome.addErrback(lambda failure: log.failure("a command", failure))
             else:
-                self._settle_one(outcome)
+                self._settle_one(target, outcome)
             return True
         self._ready.setdefault(target, {})[one.number] = None
         self._soon()
@@ -167,7 +187,7 @@ class Routes:
                 self._on_its_way.add(target)
                 numbers = [call.number for call in calls]
                 sent = self._send(target, Batch(calls))
-                sent.addCallback(self.settle)
+                sent.addCallback(partial(self.settle, target))
                 sent.addErrback(self._not_sent, target, numbers)
                 sent.addBoth(self._sent, target)
 
@@ -182,9 +202,10 @@ class Routes:
             one = self._open.get(number)
             if one is None:
                 continue
-            if one.member is not None and not self._knows(target, one.channel, one.member.id):
-                one.target = ""  # who commands has left, or the shard knows nothing any more
-                self._park(number)
+            # Who commands has left, or the shard knows nothing any more; or one before it has come back.
+            is_known = one.member is None or self._knows(target, one.channel, one.member.id)
+            if not is_known or one.key in self._parked:
+                self._park(one)
                 continue
             call = self._call(one)
             room -= len(call.params) + len(call.channel) + len(call.command) + 64
@@ -201,8 +222,16 @@ class Routes:
             self._soon()
 
     def _not_sent(self, failure: Failure, target: str, numbers: list[int]) -> None:
+        is_unheard = failure.check(ShardUnknown) is not None and cast(ShardUnknown, failure.value).is_unheard
         for number in numbers:
-            self._unknown(number)
+            one = self._open.get(number)
+            if one is None or one.target != target:
+                continue
+            if is_unheard:
+                self._around.counters.asked_again += 1
+                self._park(one)
+            else:
+                self._unknown(number)
         failure.trap(HubError, ControlFailed, TimeoutError, CancelledError)
         log.debug("commands for {target}: {why}", target=target, why=failure.value)
 
@@ -213,28 +242,29 @@ class Routes:
         for number, one in list(self._open.items()):
             if one.target == shard:
                 if number in ready:
-                    one.target = ""
-                    self._park(number)
+                    self._park(one)
                 else:
                     self._unknown(number)
 
     # -- and back ----------------------------------------------------------------------------------------
 
-    def settle(self, outcomes: Outcomes) -> None:
-        """What became of commands. Those that nobody waits for are passed over."""
+    def settle(self, origin: str, outcomes: Outcomes) -> None:
+        """What became of commands on a shard. Those that nobody waits for, or are not there, are passed over."""
         for outcome in outcomes.outcomes:
-            self._settle_one(outcome)
+            self._settle_one(origin, outcome)
 
-    def _settle_one(self, outcome: Outcome) -> None:
+    def _settle_one(self, origin: str, outcome: Outcome) -> None:
         number = outcome.number
         one = self._open.get(number)
-        if one is None:
+        if one is None or one.target != origin:
             return
         match outcome.result:
             case Result.NOT_HERE:
-                one.target = ""
                 self._around.counters.asked_again += 1
-                self._park(number)
+                self._park(one)
+                one.misses += 1
+                if one.member is not None and one.misses % DOUBT_AFTER == 0:
+                    self._doubt(origin, one.channel)
             case Result.UNKNOWN:
                 self._unknown(number)
             case Result.DONE:
@@ -269,7 +299,11 @@ class Routes:
     def _forget(self, number: int) -> None:
         one = self._open.pop(number, None)
         if one is not None:
-            self._parked.pop(number, None)
+            parked = self._parked.get(one.key)
+            if parked is not None:
+                parked.pop(number, None)
+                if not parked:
+                    del self._parked[one.key]
             self._around.counters.waiting -= 1
             if one.timer is not None and one.timer.active():
                 one.timer.cancel()

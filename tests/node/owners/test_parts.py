@@ -99,3 +99,54 @@ def test_another_version_is_no_question() -> None:
     assert question(encoded(hello)) == hello
     with pytest.raises(ValueError, match="version 02"):
         question(b"\x02" + encoded(hello)[1:])
+
+
+def test_a_report_is_void_when_its_shard_forgets_it_meanwhile() -> None:
+    clock, places = Clock(), Places()
+    places.set({"a": MATCHES})
+    told: list[tuple[Report, Deferred[Reported]]] = []
+
+    def tell(shard: str, report: Report) -> Deferred[Reported]:
+        told.append((report, Deferred()))
+        return told[-1][1]
+
+    reports = Reports(clock, places, tell)
+    reports.joined("match:1", Row("x", "ann"))
+    clock.advance(0)
+    reports.forget("a")
+    told[0][1].callback(Reported([]))
+    clock.advance(0)
+    assert len(told) == 2 and told[1][0] == told[0][0]
+    told[1][1].callback(Reported([]))
+    assert reports.knows("a", "match:1", "x") and not clock.getDelayedCalls()
+
+
+def test_a_shard_without_room_is_asked_less_and_less() -> None:
+    clock, places, told = Clock(), Places(), list[Report]()
+    places.set({"a": MATCHES})
+
+    def tell(shard: str, report: Report) -> Deferred[Reported]:
+        told.append(report)
+        return succeed(Reported([each.channel for each in report.channels]))
+
+    reports = Reports(clock, places, tell)
+    reports.joined("match:1", Row("x", "ann"))
+    clock.pump([0.05] * 1200)
+    assert 25 < len(told) < 50, "a minute"
+    # Whoever is responsible next is told at once.
+    before = len(told)
+    places.set({"b": MATCHES})
+    reports.review()
+    clock.pump([0, 0.1, 0, 0.1, 0])
+    assert len(told) >= before + 2
+    reports.stop()
+
+
+def test_a_shard_stops_though_the_hub_hangs() -> None:
+    clock, hub = Clock(), FakePulses()
+    live = Live(clock, clock.seconds, hub, "a", lambda: None)
+    live.start()
+    hub.end_pulse = Deferred  # type: ignore[assignment,method-assign]
+    stopped = live.stop()
+    clock.advance(LIFE_SECONDS)
+    assert stopped.called and not clock.getDelayedCalls()
