@@ -1,4 +1,4 @@
-"""An app with stateful channels is updated: its objects are those of the new code, and nobody is the wiser."""
+"""An app with stateful channels is updated: its objects are those of the new code, and nobody notices."""
 
 from __future__ import annotations
 
