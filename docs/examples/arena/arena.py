@@ -14,9 +14,9 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import game
 import msgspec
 import rules
+from game import AWAY_SECONDS, Game, NotInMatch, check, plan
 
 from spread.node import App, Client, Identity, Owned, Refuse, command, owns
 
@@ -78,7 +78,7 @@ class Hall(Owned):
         here = {member.user for member in self.members.values()}
         for user, seat in list(self.seats.items()):
             seat.away = 0.0 if user in here else seat.away + dt
-            if seat.away > game.AWAY_SECONDS:
+            if seat.away > AWAY_SECONDS:
                 del self.seats[user]
 
     @command("seat")
@@ -103,17 +103,17 @@ class Match(Owned):
 
     tick_seconds = 0.05
     snapshot_seconds = 1.0
-    linger_seconds = game.AWAY_SECONDS
-    game: game.Game
+    linger_seconds = AWAY_SECONDS
+    game: Game
 
     def opened(self, channel: str) -> None:
-        self.game = game.Game()
+        self.game = Game()
 
     def snapshot(self) -> Any:
         return self.game.export()
 
     def restore(self, state: Any) -> None:
-        self.game = game.Game.load(state)
+        self.game = Game.load(state)
 
     def left(self, member: Any) -> None:
         # After a lost connection its player may be here again already, by another one.
@@ -124,7 +124,7 @@ class Match(Owned):
         events = self.game.step(dt, self.app.tables)
         view = self.game.view(events)
         if self.game.tick % PLAN_TICKS == 0:
-            view["plan"] = game.plan(self.app.tables)
+            view["plan"] = plan(self.app.tables)
         self.publish(view)
 
     @command("enter")
@@ -136,7 +136,7 @@ class Match(Owned):
         if member.user not in self.game.players and len(self.game.players) >= SEATS:
             raise Refuse(MATCH_FULL, "this match is full", temporary=True)
         done = self._done(self.game.enter, member.user, name, self.app.tables)
-        return {"id": member.user, "rules": rules.VERSION, **done, **game.plan(self.app.tables)}
+        return {"id": member.user, "rules": rules.VERSION, **done, **plan(self.app.tables)}
 
     @command("move")
     def move(self, member: Any, params: Move) -> dict[str, int]:
@@ -152,7 +152,7 @@ class Match(Owned):
         """How many commands are done for this player, and by which owner: players can keep books."""
         try:
             return {"done": what(*values), "epoch": self.epoch}
-        except game.NotInMatch:
+        except NotInMatch:
             raise Refuse(NOT_IN_MATCH, "enter first") from None
 
 
@@ -164,7 +164,7 @@ class Arena(App):
 
     def check(self) -> None:
         """An update without its tables is refused."""
-        game.check(self.tables)
+        check(self.tables)
 
     def connecting(self, client: Client) -> Identity:
         """A player is whoever knows its secret: also by a new connection, after the old one was lost."""

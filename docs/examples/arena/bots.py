@@ -285,11 +285,12 @@ def _histogram(url: str) -> Histogram:
 
 def p99_between(before: list[Histogram], after: list[Histogram]) -> float | None:
     """In milliseconds, of the ticks between two readings; ``None``: nobody told of any."""
-    counts: Counter[float] = Counter()
+    counts: dict[float, float] = {}
     for old, new in zip(before, after, strict=True):
         has_begun_anew = any(new.get(bound, 0) < count for bound, count in old.items())
         for bound, count in new.items():
-            counts[bound] += count - (0 if has_begun_anew else old.get(bound, 0))
+            fresh = count - (0 if has_begun_anew else old.get(bound, 0))
+            counts[bound] = counts.get(bound, 0) + fresh
     wanted = 0.99 * counts.get(math.inf, 0)
     if not wanted:
         return None
@@ -336,7 +337,7 @@ def _tell(books: Books, bots: int) -> None:
 
 def main() -> None:
     """See the top of this module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bots", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rate", type=float, default=4, help="commands a second of each bot")

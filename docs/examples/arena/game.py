@@ -147,13 +147,16 @@ class Game(msgspec.Struct):
         for player in self.players.values():
             player.wait = max(0.0, player.wait - dt)
             # One axis after the other, so that who runs against a wall slides along it.
-            far = arena.pace * dt
-            x = min(max(player.x + player.dx * far, RADIUS), arena.width - RADIUS)
-            if not _inside(x, player.y, walls, RADIUS):
-                player.x = x
-            y = min(max(player.y + player.dy * far, RADIUS), arena.height - RADIUS)
-            if not _inside(player.x, y, walls, RADIUS):
-                player.y = y
+            dx, dy = player.dx * arena.pace * dt, player.dy * arena.pace * dt
+            x = min(max(player.x + dx, RADIUS), arena.width - RADIUS)
+            wall = _wall_at(x, player.y, walls, RADIUS)
+            if wall is not None:
+                x = wall.x - RADIUS if dx > 0 else wall.x + wall.width + RADIUS
+            y = min(max(player.y + dy, RADIUS), arena.height - RADIUS)
+            wall = _wall_at(x, y, walls, RADIUS)
+            if wall is not None:
+                y = wall.y - RADIUS if dy > 0 else wall.y + wall.height + RADIUS
+            player.x, player.y = x, y
         for player in self.away.values():
             player.away += dt
         self.away = {id: player for id, player in self.away.items() if player.away < AWAY_SECONDS}
@@ -190,7 +193,7 @@ class Game(msgspec.Struct):
         for _ in range(PLACES_TRIED):
             player.x = random.uniform(RADIUS, arena.width - RADIUS)
             player.y = random.uniform(RADIUS, arena.height - RADIUS)
-            if not _inside(player.x, player.y, walls, RADIUS):
+            if _wall_at(player.x, player.y, walls, RADIUS) is None:
                 break
         player.health = HEALTH
 
@@ -206,7 +209,7 @@ class Game(msgspec.Struct):
             bullet.y += bullet.vy * dt / steps
             x, y = round(bullet.x), round(bullet.y)
             is_out = not (0 < bullet.x < arena.width and 0 < bullet.y < arena.height)
-            if is_out or _inside(bullet.x, bullet.y, walls, 0.0):
+            if is_out or _wall_at(bullet.x, bullet.y, walls, 0.0) is not None:
                 events.append(["hit", x, y])
                 return False
             for id, player in self.players.items():
@@ -250,9 +253,10 @@ def plan(tables: Any) -> dict[str, Any]:
     return {"width": arena.width, "height": arena.height, "walls": walls}
 
 
-def _inside(x: float, y: float, walls: list[Any], margin: float) -> bool:
-    return any(
-        wall.x - margin < x < wall.x + wall.width + margin
-        and wall.y - margin < y < wall.y + wall.height + margin
-        for wall in walls
-    )
+def _wall_at(x: float, y: float, walls: list[Any], margin: float) -> Any:
+    """The wall in which a place is, or to which it is nearer than the margin; ``None``: there is none."""
+    for wall in walls:
+        is_beside = wall.x - margin < x < wall.x + wall.width + margin
+        if is_beside and wall.y - margin < y < wall.y + wall.height + margin:
+            return wall
+    return None
