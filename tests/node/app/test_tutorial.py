@@ -14,7 +14,9 @@ import pytest
 
 from spread.node.testing import Refused, Stage
 
-DOCUMENT = Path(__file__).parent.parent.parent.parent / "docs" / "apps.md"
+ROOT = Path(__file__).parent.parent.parent.parent
+README = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "apps.md"
 BLOCK = re.compile(r"(?:<!-- (\S+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS: list[tuple[str, str, str]] = BLOCK.findall(DOCUMENT.read_text())
 
@@ -77,6 +79,19 @@ def test_the_chat(here: Path) -> None:
         assert (carol.rpc("who", "tea"), bob.rpc("who", "lobby")) == (["alice"], ["bob"])
         with pytest.raises(Refused, match="103"):
             carol.publish("lobby", "from outside")
+
+
+def test_the_example_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for _, kind, text in BLOCK.findall(README.read_text()) if "(App)" in text]
+    assert len(texts) == 1 and texts[0].count("\n") <= 15
+    (tmp_path / "readme_chat.py").write_text(texts[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    chat: Any = importlib.import_module("readme_chat")
+    with Stage(chat.Chat) as stage:
+        alice, tom = stage.client(), stage.text_client()
+        assert alice.subscribe("lobby") == {"welcome to": "lobby"}
+        alice.rpc("shout", "hello")
+        assert (alice.publications("lobby"), tom.lines[1:]) == (["HELLO"], ["HELLO"])
 
 
 def test_the_auction(here: Path) -> None:
