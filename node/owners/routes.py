@@ -249,7 +249,7 @@ class Routes:
     # -- and back ----------------------------------------------------------------------------------------
 
     def settle(self, origin: str, outcomes: Outcomes) -> None:
-        """What became of commands on a shard. Those that nobody waits for, or are not there, are passed over."""
+        """What became of commands on a shard. Those that are not there, or nobody waits for, do not count."""
         for outcome in outcomes.outcomes:
             self._settle_one(origin, outcome)
 

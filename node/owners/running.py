@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -202,7 +202,8 @@ class Running:
 
     def _done(self, answer: Any, number: int) -> Outcome:
         self.in_flight -= 1
-        self._look_idle()
+        if self._idle:  # whoever waits for it goes on when this one has been answered, and not meanwhile
+            self._around.clock.callLater(0, self._look_idle)
         if self.is_over:
             return Outcome(number, Result.UNKNOWN)
         error = answer.value if isinstance(answer, Failure) else answer
@@ -213,8 +214,7 @@ class Running:
         if isinstance(error, BaseException):
             log.failure("a command of {channel}", Failure(error), channel=self.channel)
             return Outcome(number, Result.UNKNOWN)
-        data: bytes = answer
-        return Outcome(number, Result.DONE, data)
+        return Outcome(number, Result.DONE, cast(bytes, answer))
 
     # -- ticks -------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
     python -m tests.live.takeover --kills 20 --stops 5
 
-Real shards, a real Valkey, and clients of the protocol over WebSocket on all of them, each in all channels. The
-objects publish whenever they tick, with their epoch and process; clients send commands at a steady rate, and
-note which were acknowledged. A shard is killed (SIGKILL), and started again: at once, or when others have
+Real shards, a real Valkey, and clients of the protocol over WebSocket on all of them, each in all channels.
+The objects publish whenever they tick, with their epoch and process; clients send commands at a steady rate,
+and note which were acknowledged. A shard is killed (SIGKILL), and started again: at once, or when others have
 taken over, in turn. Or it is stopped (SIGSTOP) until others have taken over, and goes on: what its objects
 say then must be refused. Prints a line for each, and a table; the exit code is 1 if something is wrong.
 ``takeover_judge`` says what.
@@ -45,6 +45,9 @@ allow_subscribe_for_anonymous = true
 
 PATIENCE_SECONDS = 30.0
 
+LOOK_SECONDS = 0.6
+"""After it has come up, a shard has been seen by all others within this time."""
+
 UNUSED = 1000
 """Ids of commands begin above it; below are those of everything else."""
 
@@ -63,6 +66,8 @@ class Plan:
     """Commands in a second, in all."""
     snapshot_seconds: float = 1.0
     takeover_seconds: float = 3.0
+    slack_seconds: float = 0.3
+    """For the time that a snapshot, or an answer, is on its way."""
     seed: int = 1
 
 
@@ -143,7 +148,8 @@ class Shard:
     """What its objects call themselves."""
     ops: int = 0
     players: list[Player] = field(default_factory=list)
-    is_stopped: bool = False
+    up_at: float = 0.0
+    """Since when all of them are in all channels; 0: they are not."""
 
 
 class Stage:
@@ -151,7 +157,7 @@ class Stage:
 
     def __init__(self, stack: ExitStack, plan: Plan, say: Callable[[str], None] = print) -> None:
         self.plan = plan
-        self.judge = Judge(plan.takeover_seconds, plan.snapshot_seconds)
+        self.judge = Judge(plan.takeover_seconds, plan.snapshot_seconds, plan.slack_seconds)
         self.outcome = Outcome(plan, self.judge)
         self.channels = [f"match:{number}" for number in range(plan.channels)]
         self._say = say
@@ -196,7 +202,10 @@ class Stage:
             for _ in range(self.plan.clients):
                 self._players += 1
                 shard.players.append(Player(self, self._players, port))
-        return bool(shard.players) and all(player.is_there for player in shard.players)
+        if not shard.players or not all(player.is_there for player in shard.players):
+            return False
+        shard.up_at = shard.up_at or time.monotonic()
+        return True
 
     # -- the load ------------------------------------------------------------------------------------------
 
@@ -230,20 +239,27 @@ class Stage:
     # -- what is done --------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Everybody is there, each channel is spoken in, and its owner has been for longer than a snapshot."""
+        """Everybody is there, and each channel has had its owner for longer than a snapshot."""
         self._until(lambda: all(map(self._is_up, self.shards.values())), "all shards are there")
         self._until(self._is_settled, "all channels have their owners")
 
     def _is_settled(self) -> bool:
         judge, now = self.judge, time.monotonic()
         alive = {shard.writer for shard in self.shards.values()}
+        if any(now - shard.up_at < LOOK_SECONDS for shard in self.shards.values()):
+            return False
         for channel in self.channels:
             _, writer, since = judge.newest.get(channel, (0, "", now))
-            if writer not in alive or now - since < self.plan.snapshot_seconds + 0.5:
+            if writer not in alive or now - since < self.plan.snapshot_seconds + 0.3:
                 return False
             if now - judge.heard_at[channel] > 5 * TICK_SECONDS:
                 return False
-        return {judge.newest[channel][1] for channel in self.channels} == alive
+        return True
+
+    def richest(self) -> int:
+        """The shard that owns most."""
+        owners = Counter(writer for _, writer, _ in self.judge.newest.values())
+        return max(self.shards, key=lambda number: owners[self.shards[number].writer])
 
     def kill(self, number: int, *, is_back_at_once: bool) -> list[Takeover]:
         """SIGKILL, and another process in its place."""
@@ -267,6 +283,21 @@ class Stage:
         self.settle()
         shard = self.shards[number]
         refused_before = self._refused(shard)
+        begun = self.stand_still(number)
+        fenced = len({each.channel for each in self.judge.takeovers if each.old == shard.writer})
+
+        def all_gone() -> bool:
+            return metric(got(shard.ops, "/metrics")[1], "spread_owners_fenced_total") >= fenced
+
+        self._until(all_gone, f"shard {number} has found out that its {fenced} channels are another's")
+        self.settle()  # what belongs there is handed back to it
+        refused = self._refused(shard) - refused_before
+        self.judge.refused += refused
+        return begun, refused
+
+    def stand_still(self, number: int) -> list[Takeover]:
+        """The first part of it."""
+        shard = self.shards[number]
         now = time.monotonic()
         os.kill(shard.node.pid, signal.SIGSTOP)
         for player in shard.players:
@@ -278,16 +309,15 @@ class Stage:
             os.kill(shard.node.pid, signal.SIGCONT)
         for player in shard.players:
             player.is_there = True
+        return begun
 
-        def all_gone() -> bool:
-            return metric(got(shard.ops, "/metrics")[1], "spread_owners_fenced_total") >= fenced
-
-        fenced = len({each.channel for each in self.judge.takeovers if each.old == shard.writer})
-        self._until(all_gone, f"shard {number} has found out that its {fenced} channels are another's")
-        self.settle()  # what belongs there is handed back to it
-        refused = self._refused(shard) - refused_before
-        self.judge.refused += refused
-        return begun, refused
+    def plant(self, number: int) -> None:
+        """A shard's objects publish without their fence from now on; it stands still, and that is seen."""
+        answers: list[Any] = []
+        self.shards[number].players[0].ask("plant", answers.append)
+        self._until(lambda: answers, "it is planted")
+        self.stand_still(number)
+        self._until(lambda: self.judge.stale, "something is seen that must not be")
 
     def _refused(self, shard: Shard) -> int:
         answers: list[Any] = []

@@ -4,7 +4,7 @@ Each object counts, notes the commands it has done, and publishes both with each
 epoch and its process. And each goes on publishing behind the back of its shard, under its own fence, when it
 may not act any more, or another has taken over: that must be refused, and what was refused is counted.
 
-With ``PLANTED`` in the environment it does so without a fence: what a shard without one would do.
+After ``plant`` it does so without a fence: what a hub without one would allow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ __all__ = ["SNAPSHOT_SECONDS", "TICK_SECONDS", "Game", "Match"]
 
 TICK_SECONDS = 0.1
 SNAPSHOT_SECONDS = float(os.environ.get("TAKEOVER_SNAPSHOT_SECONDS", "1.0"))
-IS_PLANTED = "TAKEOVER_PLANTED" in os.environ
 
 REFUSALS = 3
 """After so many refusals an object that is over falls silent."""
@@ -86,13 +85,14 @@ class Game(App):
     def __init__(self) -> None:
         self.matches: list[Match] = []
         self.refused = 0
+        self.is_planted = False
 
     @every(TICK_SECONDS)
     def behind_the_back(self) -> None:
         """Whether or not it may: so also in the first moment after a shard stood still."""
         self.matches = [match for match in self.matches if match.refused < REFUSALS]
         for match in self.matches:
-            fence = None if IS_PLANTED else match._bound._ownership  # type: ignore[attr-defined]
+            fence = None if self.is_planted else match._bound._ownership  # type: ignore[attr-defined]
             taken = self.publish(match.channel, {**match.stamp, "b": True}, fence=fence)
             taken.addErrback(self.not_taken, match)
 
@@ -104,3 +104,7 @@ class Game(App):
     @rpc("refused")
     def tell_refused(self, client: Client) -> int:
         return self.refused
+
+    @rpc("plant")
+    def plant(self, client: Client) -> None:
+        self.is_planted = True

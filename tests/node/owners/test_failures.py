@@ -1,4 +1,4 @@
-"""What goes wrong around an object, on a stage: it closes, moves, and is called meanwhile; hub and code fail."""
+"""What goes wrong around an object: it closes, moves, and is called meanwhile; hub and code fail."""
 
 from __future__ import annotations
 
@@ -146,6 +146,23 @@ def test_a_command_that_ends_after_the_state_was_taken_is_not_called_done() -> N
         hub.save_state = save
         for ends, arguments in held:
             save(*arguments).chainDeferred(ends)
+        stage.wait(stopped, 3)
+        assert client.rpc(f"{channel}/add", seconds=1) == 2
+
+
+def test_a_command_that_ends_while_it_is_waited_for_is_done() -> None:
+    with Stage(Keeper, OPEN, shards=2) as stage:
+        client = stage.client(user="ann", shard=0)
+        for number in range(8):
+            client.subscribe(f"match:{number}")
+        stage.advance(1)
+        channel = next(
+            name for name in (f"match:{number}" for number in range(8)) if owner_of(stage, name) == 0
+        )
+        slow = client.begin_rpc(f"{channel}/slow")
+        stage.advance(0.5)
+        stopped = Deferred.fromCoroutine(stage.shards[0].host.stop())
+        assert slow.result(1) == 1
         stage.wait(stopped, 3)
         assert client.rpc(f"{channel}/add", seconds=1) == 2
 

@@ -39,7 +39,12 @@ class Road:
         places = Places()
         places.set({"other": Offer(frozenset({"match:*"}))})
         self.routes = Routes(
-            cast(Any, around), places, lambda *_: True, self.here, self.send, lambda *two: self.doubts.append(two)
+            cast(Any, around),
+            places,
+            lambda *_: True,
+            self.here,
+            self.send,
+            lambda *two: self.doubts.append(two),
         )
 
     def here(self, call: Call) -> Outcome:
