@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from spread.hub.api import Broken, ClientInfo, History
 from spread.hub.cluster import ClusterHub, Group
-from spread.hub.errors import HubUnavailable
+from spread.hub.errors import Fenced, HubUnavailable
 from spread.hub.slots import slot_of, slot_of_channel
 from tests.hub.clusters import Node, ValkeyCluster
 from tests.hub.shards import LOAD, Shard, cluster_shard, eventually, pause
@@ -176,6 +176,8 @@ class ClusterFaults(TestCase):
 
     async def test_a_primary_hands_over_to_its_replica(self) -> None:
         shards = await self.shards()
+        old = await shards[0].hub.take("k0")
+        new = await shards[1].hub.take("k0", old)
         primary, replica = self.victim()
         traffic = _Traffic(shards[0])
         traffic.start()
@@ -184,6 +186,10 @@ class ClusterFaults(TestCase):
         await pause(0.5)
         await self.all_there(traffic, *shards, breaks=True)
         self.assertNotIn(primary.port, self.ports(shards[1]))
+        # The replica knows the fence.
+        self.assertEqual(await shards[0].hub.owner_of("k0"), new)
+        await self.assertFailure(shards[0].publish("k0", b"no", fence=old), Fenced)
+        await shards[1].publish("k0", b"x", fence=new)
         await deferToThread(CLUSTER.until_ok)
 
     async def test_a_primary_stands_still(self) -> None:
@@ -257,6 +263,31 @@ class ClusterFaults(TestCase):
         await eventually(lambda: shard.receiver.on("k0")[-1:] == [b"again"])
         heard = [data for data in shard.receiver.on("k0") if data != b"once"]
         self.assertEqual(heard, [b"0", b"1", b"2", b"here", b"there", b"again"])
+
+    async def test_a_fence_holds_while_its_slot_moves(self) -> None:
+        one, two = await self.shards()
+        old = await one.hub.take("k0")
+        await one.hub.save_state("k0", old, b"1", 60)
+        await one.publish("k0", b"0", history=KEPT, fence=old)
+        slot = slot_of_channel("k0")
+        source = CLUSTER.primary_of(slot)
+        target = next(head for _, head, _ in CLUSTER.shards() if head is not source)
+        CLUSTER.open_migration(slot, target)
+        await one.publish("k0", b"here", history=KEPT, fence=old)
+        CLUSTER.move_keys(slot, source, target)
+        await one.publish("k0", b"there", history=KEPT, fence=old)
+        await one.hub.save_state("k0", old, b"2", 60)
+        self.assertEqual(await two.hub.owner_of("k0"), old)
+        new = await two.hub.take("k0", old)
+        await self.assertFailure(one.publish("k0", b"no", history=KEPT, fence=old), Fenced)
+        await self.assertFailure(one.hub.save_state("k0", old, b"no", 60), Fenced)
+        self.assertEqual(await two.hub.load_state("k0"), b"2")
+        CLUSTER.finish_migration(slot, source, target)
+        await two.publish("k0", b"again", history=KEPT, fence=new)
+        await self.assertFailure(one.publish("k0", b"no", history=KEPT, fence=old), Fenced)
+        await self.live(one, two)
+        for shard in (one, two):
+            await shard.hears("k0", [b"0", b"here", b"there", b"again"])
 
     async def test_all_slots_of_a_node_move_at_once_and_back(self) -> None:
         shards = await self.shards()
