@@ -1,8 +1,9 @@
 """All shards of the cluster updated, one after the other, by one of them.
 
 It asks each in turn, in the order of the roster, to update its app (``Updater``), and stops at the first that
-refuses: the others run on as they are. An update can outlast a question, so a shard is given a ticket, and
-asked what has become of that until it is done. To ask again under a ticket begins nothing twice.
+refuses: the others run on as they are, and are told of as those that were not asked. An update can outlast a
+question, so a shard is given a ticket, and asked what has become of that until it is done. To ask again under
+a ticket begins nothing twice.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class ShardOutcome(Outcome, frozen=True, kw_only=True):
 
     shard: int | None
     """``None``: of none in particular."""
+    was_asked: bool = True
+    """``False``: one before it has refused, so it was left as it is."""
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -153,14 +156,15 @@ class Reload:
         if not any(row.load.app for row in rows):
             tell(_problem("no shard runs an app; it is started with --app MODULE:CLASS"))
             return False
-        for row in rows:
-            if not row.load.app and self._updater is None:
-                continue
+        rows = [row for row in rows if row.load.app or self._updater is not None]
+        for at, row in enumerate(rows):
             if not is_wanted():
                 return False
             outcome = await self._ask(row)
             tell(ShardOutcome(shard=row.shard, **msgspec.structs.asdict(outcome)))
             if not outcome.ok:
+                for left in rows[at + 1 :]:
+                    tell(_left_out(left, row.shard))
                 return False
         return True
 
@@ -176,7 +180,7 @@ class Reload:
             try:
                 question = msgspec.msgpack.encode(_Asked(ticket, is_begun))
                 answers = await self._relays.relay(KIND, question, incarnation)
-                outcome = _TOLD.decode(answers[0]).outcome
+                outcome = _TOLD.decode(answers[0] if answers else b"").outcome
                 is_begun = True
             except HubUnavailable as error:
                 # It may have begun all the same; the ticket tells.
@@ -212,6 +216,15 @@ class Reload:
 
 def _refused(error: str) -> Outcome:
     return Outcome(ok=False, app="", version="", before="", error=error)
+
+
+def _left_out(row: ShardInfo, refused: int) -> ShardOutcome:
+    """It was not asked; what it runs is what it has told the roster."""
+    app, _, version = row.load.app.partition(" ")
+    error = f"not asked, since shard {refused} has failed"
+    return ShardOutcome(
+        shard=row.shard, was_asked=False, ok=False, app=app, version=version, before=version, error=error
+    )
 
 
 def _problem(error: str) -> ShardOutcome:

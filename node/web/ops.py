@@ -41,5 +41,5 @@ def ops_site(
         "metrics": answering(lambda: (200, "text/plain; version=0.0.4; charset=utf-8", metrics.text())),
     }
     if reload is not None:
-        resources["reload"] = ReloadResource(reload)
+        resources["reload"] = ReloadResource(reactor, reload)
     return quiet_site(reactor, resources)

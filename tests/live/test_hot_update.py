@@ -48,6 +48,7 @@ class Game(App):
 
     def check(self):
         assert RULES != "mistaken", "these rules are mistaken"
+        assert (RULES, self.shard) != ("uneven", 1), "these rules are not for this shard"
 
     def export_state(self):
         return {"calls": self.calls, "updates": self.updates}
@@ -204,7 +205,7 @@ def field(stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_nobody_notices_but_by_the_rules(field: Field) -> None:
     assert field.rules() == {"first"}
     # Good ones.
-    for rules in ("second", "third", "fourth"):
+    for rules in ("second", "third"):
         field.write("rules.py", f"RULES = {rules!r}\n")
         said = field.reload()
         assert (said.returncode, said.stderr) == (0, "")
@@ -219,11 +220,23 @@ def test_nobody_notices_but_by_the_rules(field: Field) -> None:
         said = field.reload()
         assert (said.returncode, said.stdout) == (1, ""), what
         assert re.search(error, said.stderr), (what, said.stderr)
-        assert "shard 1" not in said.stderr, what  # it was not even asked
-        assert field.rules() == {"fourth"}, what
-    assert field.metric(0, "spread_app_updates_total") == 3
+        assert "spread: shard 1: not asked, since shard 0 has failed; game:Game " in said.stderr, what
+        assert field.rules() == {"third"}, what
+    assert field.metric(0, "spread_app_updates_total") == 2
     assert field.metric(0, "spread_app_updates_refused_total") == len(BROKEN)
     assert field.metric(1, "spread_app_updates_refused_total") == 0
+    # What only one of them takes: said, and healed by the next.
+    field.write("rules.py", "RULES = 'uneven'\n")
+    said = field.reload()
+    assert (said.returncode, said.stdout.count("shard 0: ")) == (1, 1)
+    assert "shard 1 refuses; " in said.stderr and "these rules are not for this shard" in said.stderr
+    assert "of the shards, 0 run the new code, 1 do not; mend it" in said.stderr
+    assert field.rules() == {"uneven", "third"}
+    field.write("rules.py", "RULES = 'fourth'\n")
+    assert field.reload().returncode == 0
+    assert field.rules() == {"fourth"}
+    # What it began with, what ran last, and what runs.
+    assert field.metric(0, "spread_app_generations") == 3
     # By a signal to the fleet's parent.
     field.write("rules.py", "RULES = 'fifth'\n")
     lines = [line for _, line in field.node.ready]
@@ -238,14 +251,13 @@ def test_nobody_notices_but_by_the_rules(field: Field) -> None:
     assert field.rules() == {"fifth"}
     # Each call was answered once, by the rules of its time; and the state is all there.
     field.stop_playing()
-    order = ["first", "second", "third", "fourth", "fifth"]
     for player in field.players:
-        assert [
-            rules for at, rules in enumerate(player.answers) if player.answers[at - 1 : at] != [rules]
-        ] == order
+        seen = [rules for at, rules in enumerate(player.answers) if player.answers[at - 1 : at] != [rules]]
+        uneven = ["uneven"] * (player.total["shard"] == 0)
+        assert seen == ["first", "second", "third", *uneven, "fourth", "fifth"]
     calls: dict[int, int] = {}
     for player in field.players:
         calls[player.total["shard"]] = calls.get(player.total["shard"], 0) + player.asked
     assert {player.total["shard"]: player.total["calls"] for player in field.players} == calls
-    assert {player.total["updates"] for player in field.players} == {4}
+    assert {player.total["shard"]: player.total["updates"] for player in field.players} == {0: 5, 1: 4}
     until(lambda: field.node.stop() == 0, SECONDS, "a clean stop")

@@ -18,7 +18,9 @@ from spread.node.app.reload import NO_APP, Reload, ShardOutcome
 from spread.node.app.update import Outcome
 from spread.node.metrics import ShardCounters, ShardMetrics
 from spread.node.web.ops import ops_site
+from spread.node.web.reload import ALIVE_SECONDS
 from tests.fakes import HttpAnswer, asked
+from tests.node.app.stage import log_of
 from tests.node.fake_api import Cluster, Shard
 
 LOAD_SECONDS = 5.0
@@ -94,7 +96,12 @@ def test_the_first_that_refuses_is_the_last(shards: Shards) -> None:
     shards.updaters[0].at_once = outcome(0, "Traceback\n  line")
     shards.begin()
     shards.wait()
-    assert [(one.shard, one.ok, one.error) for one in shards.told] == [(0, False, "Traceback\n  line")]
+    assert [(one.shard, one.ok, one.error) for one in shards.told] == [
+        (0, False, "Traceback\n  line"),
+        (1, False, "not asked, since shard 0 has failed"),
+    ]
+    left = shards.told[1]
+    assert (left.was_asked, left.app, left.version, left.before) == (False, "game:Game", "old", "old")
     assert (shards.done, shards.updaters[1].under_way) == ([False], [])
 
 
@@ -107,12 +114,24 @@ def test_another_shard_refuses(shards: Shards) -> None:
     assert shards.done == [False]
 
 
+def test_what_one_refused_a_second_reload_heals(shards: Shards) -> None:
+    shards.updaters[0].at_once, shards.updaters[1].at_once = outcome(0), outcome(1, "no")
+    shards.begin()
+    shards.wait()
+    shards.updaters[1].at_once = outcome(1)
+    shards.begin()
+    shards.wait()
+    assert shards.done == [False, True]
+    assert [(one.shard, one.ok) for one in shards.told] == [(0, True), (1, False), (0, True), (1, True)]
+
+
 def test_one_reload_of_all_at_a_time(shards: Shards) -> None:
     shards.begin()
     shards.begin()
     assert [one.error for one in shards.told] == ["another reload of all shards is under way"]
     assert shards.done == [False]
     shards.updaters[0].under_way[0].callback(outcome(0, "no"))
+    assert [one.was_asked for one in shards.told[1:]] == [True, False]
     shards.updaters[0].at_once = shards.updaters[1].at_once = outcome(0)
     shards.begin()
     shards.wait()
@@ -170,8 +189,8 @@ def test_no_shard_with_an_app_is_an_error(shards: Shards) -> None:
 # -- over HTTP
 
 
-def site(reload: Reload) -> Any:
-    return ops_site(Clock(), ShardMetrics(ShardCounters(), HubCounters()), list, reload)
+def site(reload: Reload, clock: Clock | None = None) -> Any:
+    return ops_site(clock or Clock(), ShardMetrics(ShardCounters(), HubCounters()), list, reload)
 
 
 def post(shards: Shards, path: str, *headers: str, method: str = "POST") -> HttpAnswer:
@@ -203,7 +222,7 @@ def test_only_those_who_mean_it_may(shards: Shards) -> None:
 
 
 def connected(shards: Shards) -> tuple[Any, StringTransport]:
-    protocol = site(shards.reloads[0]).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    protocol = site(shards.reloads[0], shards.clock).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
     transport = StringTransport()
     protocol.makeConnection(transport)
     protocol.dataReceived(b"POST /reload?all=1 HTTP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n")
@@ -219,6 +238,26 @@ def test_all_shards_line_by_line(shards: Shards) -> None:
     shards.wait()
     _, second, last = [line for line in transport.value().split(b"\r\n") if line.startswith(b"{")]
     assert (msgspec.json.decode(second)["shard"], msgspec.json.decode(last)) == (1, {"done": True})
+
+
+def test_while_nothing_happens_it_says_that_it_goes_on(shards: Shards) -> None:
+    _, transport = connected(shards)
+    for times in range(1, 4):
+        shards.wait(ALIVE_SECONDS + 0.5)
+        assert transport.value().count(b"\r\n1\r\n\n") == times
+    shards.updaters[0].under_way[0].callback(outcome(0, "no"))
+    shards.wait()
+    assert transport.value().count(b'"done":false') == 1
+    shards.wait(ALIVE_SECONDS * 2)
+    assert transport.value().count(b"\r\n1\r\n\n") == 3
+
+
+def test_an_answer_that_cannot_be_made_ends_all_the_same(shards: Shards) -> None:
+    shards.updaters[0].at_once = outcome(0, "\ud800")
+    with log_of("spread.node.web") as logged:
+        answer = post(shards, "/reload")
+    assert (answer.status, answer.body) == (409, b"0\r\n\r\n")  # nothing, and that is all
+    assert "answering what became of an update" in logged[0]
 
 
 def test_who_does_not_wait_for_the_end_stops_it(shards: Shards) -> None:

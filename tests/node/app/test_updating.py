@@ -1,4 +1,4 @@
-"""What updates the app of a shard, put together: real threads for the import, and a clock that stands still."""
+"""What updates the app of a shard, put together: imports on real threads, and a clock that stands still."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Match(Owned):
 
 
 class Game(App):
-    objects: Any = (Match,)
+    objects = (Match,)
     waiting: list[Deferred[None]] = []  # noqa: RUF012 - of all versions
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Faster(Match):
 class Slow(Match):
     name = "slow"
 
-    async def tick(self, dt: float) -> None:
+    async def tick(self, dt: float) -> None:  # type: ignore[override]
         self.app.waiting.append(Deferred())
         await self.app.waiting[-1]
 
