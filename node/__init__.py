@@ -1,6 +1,17 @@
 """One shard: sockets, sessions and channels of one worker process.
 
 For those who write an app, everything they need is here: ``from spread.node import App, Refuse, rpc``.
+
+    App                                       what you subclass; begin with ``help(spread.node.App)``
+    rpc, remote, every                        decorators of its methods
+    Client                                    a connection, as hooks get it
+    Identity, Subscribing, DROP               what hooks answer
+    Refuse, Disconnect, RemoteError           what they raise, and what calls fail with
+    Page, Published, Present                  what ``App.history`` and ``App.presence`` give
+    Owned, owns, command, Member              stateful channels
+    Tables                                    what a game is balanced with
+
+Tests of apps use ``spread.node.testing``; docs/apps.md has a tutorial.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ and not ``starting``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.internet.defer import Deferred
@@ -36,7 +36,37 @@ HOOKS = (
 
 
 class App:
-    """A team's game logic, in one shard. See the line at the top of ``spread.node.app.app``."""
+    """A team's game logic, in one shard: subclass it, and name that with ``--app MODULE:CLASS``.
+
+        class Chat(App):
+            def connecting(self, client):
+                return Identity(user="")  # everybody may connect
+
+            def subscribing(self, client, channel):
+                return Subscribing()  # and come into any channel
+
+            def publishing(self, client, channel, data):
+                if not isinstance(data, str):
+                    raise Refuse(4001, "say it in words")
+                return data.replace("heck", "****")
+
+            @rpc("shout")
+            async def shout(self, client, words: str):
+                await self.publish("lobby", words.upper())
+
+    Define the hooks that you want: ``starting`` to ``latest``. Each gives its answer, a Deferred of it, or is
+    ``async def``, unless it says "at once". ``Refuse`` is told to the client as an error, ``Disconnect`` ends
+    its connection, anything else that is raised is logged, and told as error 100.
+
+    ``@rpc`` methods are called by clients, ``@remote`` ones by other shards, ``@every`` ones by the clock.
+    All other methods are what an app can do: ``publish`` to ``call``.
+
+    Class attributes: ``objects``, the classes of stateful channels; ``watch``, patterns of channels of which
+    ``occupied`` and ``vacated`` tell; ``views``, patterns of those that members see differently; ``version``.
+    ``self.shard``, ``self.tables`` and ``self.log`` are there from ``starting`` on, the last two before.
+
+    docs/apps.md has a tutorial, and all that is promised.
+    """
 
     version: ClassVar[str] = ""
     """Told in the roster and by ``spread reload``; "": made of the source."""
@@ -44,7 +74,7 @@ class App:
     """Classes of stateful channels: ``@owns``."""
     watch: ClassVar[Sequence[str]] = ()
     """Patterns of channels of which ``occupied`` and ``vacated`` tell."""
-    views: ClassVar[Mapping[str, Any]] = {}
+    views: ClassVar[Collection[str]] = ()
     """Patterns of channels whose members see them differently; see ``view``."""
 
     _host: AppHost | None = None

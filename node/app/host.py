@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
+from inspect import getattr_static
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -36,7 +37,7 @@ from spread.node.app.data import (
 from spread.node.app.deeds import KIND, Deeds
 from spread.node.app.hooks import Hooks
 from spread.node.app.lens import AppLens, at_once, patterns_of
-from spread.node.app.load import PREFIX, Loaded
+from spread.node.app.load import PREFIX, Loaded, own_name
 from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
 from spread.node.app.metrics import families
 from spread.node.app.timers import HELD, Timers
@@ -112,6 +113,9 @@ def construct(app_class: type[Any], host: AppHost | None) -> App:
     app = app_class.__new__(app_class)
     # Before its own __init__, which may want timers, and need not call that of App.
     vars(app).update({"_host": host, HELD: []})
+    if getattr_static(app_class, "log") is vars(App)["log"]:
+        # A logger makes a name of the class's, which is a private one.
+        vars(app)["log"] = Logger(own_name(f"{app_class.__module__}.{app_class.__qualname__}"))
     app_class.__init__(app)
     return app
 

@@ -40,7 +40,17 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 from weakref import WeakSet
 
-__all__ = ["LoadError", "Loaded", "explain", "forget", "generations", "harmless", "load", "team_frame"]
+__all__ = [
+    "LoadError",
+    "Loaded",
+    "explain",
+    "forget",
+    "generations",
+    "harmless",
+    "load",
+    "own_name",
+    "team_frame",
+]
 
 PREFIX = "spread_app_"
 VERSION_DIGITS = 12
@@ -158,6 +168,11 @@ def _explained(error: BaseException) -> str:
         each.stack = traceback.StackSummary.from_list(theirs)
         each = each.__cause__ or each.__context__
     return _PRIVATE.sub("", "".join(told.format())).rstrip()
+
+
+def own_name(name: str) -> str:
+    """The name of a module or class as the team gives it."""
+    return _PRIVATE.sub("", name)
 
 
 def team_frame(frame: FrameType | None, generation: int) -> FrameType | None:

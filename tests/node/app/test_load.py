@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from spread.node.app.host import construct
 from spread.node.app.load import LoadError, explain, forget, generations, load, team_frame
 from tests.node.app.teams import Team
 
@@ -186,6 +187,12 @@ def test_a_failing_import_is_told_from_the_teams_code_on(team: Team) -> None:
         f'File "{team.directory / "tables.py"}", line 1, in <module>',
     ]
     assert _nothing_is_left(team)
+
+
+def test_the_log_of_an_app_has_its_own_name(team: Team) -> None:
+    team.write(game="from spread.node import App\nclass Game(App): pass\nclass Own(App): log = 'mine'\n")
+    assert construct(team.load().app_class, None).log.namespace == "game.Game"
+    assert construct(team.load("game:Own").app_class, None).log == "mine"
 
 
 def test_private_names_are_not_told(team: Team) -> None:
