@@ -7,7 +7,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +18,9 @@ from spread.node.addresses import LAST_SHARD
 from spread.node.child import KILL_AFTER_SECONDS
 from spread.node.config.flags import FLAGS
 from spread.node.listen import BACKLOG
+from spread.node.owners.counters import OwnersCounters
+from spread.node.owners.metrics import families
+from spread.node.owners.surroundings import Limits
 from spread.node.settings import NodeSettings
 from spread.node.shard import RESERVED_FILES
 from spread.node.web.site import IDLE_SECONDS
@@ -70,6 +73,20 @@ def test_the_limits_are_those_of_the_settings() -> None:
         and flag.kind in ("int", "float")
         and flag.section in ("node", "hub", "text")
     }
+
+
+def test_those_of_stateful_channels_too() -> None:
+    rows = table("setting of stateful channels", "default", "bounds", "what happens there")
+    written = {key: (float(row[1]), row[2]) for key, row in zip(keys(rows), rows, strict=True)}
+    known = {f"app.{name}" for name in Limits.__dataclass_fields__}
+    assert written == {
+        flag.key: (float(cast(float, flag.default)), flag.bounds) for flag in FLAGS if flag.key in known
+    }
+    metrics = [(family.name, family.type) for family in families(OwnersCounters(), 1)]
+    assert sorted(
+        (row[0].strip("`").removesuffix("_total"), row[1])
+        for row in table("metric of stateful channels", "type", "meaning")
+    ) == sorted(metrics)
 
 
 def test_what_cannot_be_set_is_what_the_code_has() -> None:
