@@ -354,6 +354,7 @@ class Methods:
                     num_subs=row.load.subscriptions,
                     num_channels=row.load.channels,
                     uptime=row.load.uptime_seconds,
+                    app=row.load.app,
                 )
                 for row in await self._hub.roster()
             ]

@@ -118,7 +118,7 @@ class Channels(msgspec.Struct):
     channels: dict[str, ChannelInfo]
 
 
-class Node(msgspec.Struct):
+class Node(msgspec.Struct, omit_defaults=True):
     """A live shard."""
 
     uid: str
@@ -130,6 +130,8 @@ class Node(msgspec.Struct):
     num_channels: int
     uptime: int
     """Seconds."""
+    app: str = ""
+    """What it runs, as ``game:Game 3f2a90c41b7d``; left out if it runs no app."""
 
 
 class Info(msgspec.Struct):

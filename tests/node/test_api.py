@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import LogEvent, globalLogPublisher
 
@@ -543,6 +544,10 @@ def test_info(cluster: Cluster) -> None:
         ]
     }
     assert code(cluster, "info", []) == 107
+    load = replace(cluster.second._load(), app="game:Game 2")
+    cluster.second.hub.enter(lambda: load, lambda incumbent: None)
+    here, there = cluster.call("info", b"")["nodes"]
+    assert (here.get("app"), there["app"]) == (None, "game:Game 2")
 
 
 def test_rpc_and_unknown_methods(cluster: Cluster) -> None:
