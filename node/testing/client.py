@@ -120,7 +120,8 @@ class Asked:
         if self._reply is None:
             if client.closed is not None:
                 raise Closed(client.closed.code, client.closed.reason)
-            raise NoAnswer(f"{self._what}: not answered after {seconds:g} s of the stage's clock")
+            hint = "" if seconds else "; say how many seconds it may take"
+            raise NoAnswer(f"{self._what}: not answered after {seconds:g} s of the stage's clock{hint}")
         body = self._reply.body
         if isinstance(body, Error):
             raise Refused(body.code, body.message, body.temporary)

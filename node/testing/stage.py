@@ -226,11 +226,16 @@ class Stage:
     :param tables: a directory; "": that of the settings, if they have one.
     :param shards: how many.
     :raises ConfigError: something is wrong with the settings.
+    :raises TypeError: that is no class of an app.
     """
 
     def __init__(
         self, app_class: type[App], config: Config = None, *, tables: str = "", shards: int = 1
     ) -> None:
+        if not (isinstance(app_class, type) and issubclass(app_class, App)):
+            raise TypeError(f"a stage is for a subclass of spread.node.App, not for {app_class!r}")
+        if shards < 1:
+            raise ValueError("a stage has one shard or more")
         self.settings = settings = _settings(config, tables)
         self.clock = Clock()
         self.clients: list[FakeClient | FakeTextClient] = []
@@ -261,6 +266,8 @@ class Stage:
             self._end()
         if error is None and self.errors:
             raise AppErrors("\n".join(self.errors))
+        if error is not None and self.errors:
+            error.add_note("\n".join(["What went wrong in the app:", *self.errors]))
 
     def _end(self) -> None:
         for shard in self.shards:

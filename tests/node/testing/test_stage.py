@@ -196,7 +196,7 @@ def test_time_passes_when_it_is_told_to() -> None:
     with Stage(Game, OPEN) as stage:
         alice = stage.client(user="alice")
         alice.subscribe("room")
-        with pytest.raises(NoAnswer):
+        with pytest.raises(NoAnswer, match=r"publish to room: .* say how many seconds"):
             alice.publish("room", "slow")
         asked = alice.begin_publish("room", "after")
         assert not asked.is_answered
@@ -239,6 +239,9 @@ def test_an_update() -> None:
 def test_what_goes_wrong_is_not_overlooked() -> None:
     with pytest.raises(AppErrors, match="KeyError: 'spear'"), Stage(Game) as stage:
         assert stage.client(user="alice").begin_rpc("broken").is_answered
+    with pytest.raises(Refused) as failed, Stage(Game) as stage:
+        stage.client(user="alice").rpc("broken")
+    assert "KeyError: 'spear'" in failed.value.__notes__[0]
     with Stage(Game) as stage:
         asked = stage.client(user="alice").begin_rpc("never")
         stage.advance(5.0)
@@ -252,6 +255,11 @@ def test_what_goes_wrong_is_not_overlooked() -> None:
 def test_an_app_that_must_not_run() -> None:
     with pytest.raises(ValueError, match="tables are missing"), Stage(Broken):
         pass
+    wrong: Any = "game:Game"
+    with pytest.raises(TypeError, match="not for 'game:Game'"):
+        Stage(wrong)
+    with pytest.raises(ValueError, match="one shard"):
+        Stage(Game, shards=0)
     with pytest.raises(ConfigError, match="did you mean"):
         Stage(Game, {"channel": {"without_namespaces": {}}})
 
