@@ -31,7 +31,8 @@ OTHER_FLAGS = {
 }
 OTHER_COMMANDS = re.compile(
     r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly"  # of other programs
-    r"|clients|transport|protocol|subscribe|frames|seed|target|faults|seconds|rate)\b"  # python -m tests.…
+    r"|clients|transport|protocol|subscribe|frames|seed|target|faults|seconds|rate"  # python -m tests.…
+    r"|kills|stops)\b"
 )
 
 

@@ -28,7 +28,6 @@ from typing import Any
 from tests.hub.servers import Valkey
 from tests.live.processes import READY, Node, home
 from tests.live.stalled import got, metric
-from tests.live.takeover_game import TICK_SECONDS
 from tests.live.takeover_judge import Judge, Takeover
 from tests.live.wires import Wire, Wires
 
@@ -64,6 +63,7 @@ class Plan:
     """Of each shard, each in all channels."""
     rate: float = 100.0
     """Commands in a second, in all."""
+    tick_seconds: float = 0.1
     snapshot_seconds: float = 1.0
     takeover_seconds: float = 3.0
     slack_seconds: float = 0.3
@@ -185,6 +185,7 @@ class Stage:
         """A process for a shard; it gets its clients when it is ready."""
         directory = self._home.parent / f"h{number}.{time.monotonic_ns()}"
         os.environ["TAKEOVER_SNAPSHOT_SECONDS"] = str(self.plan.snapshot_seconds)
+        os.environ["TAKEOVER_TICK_SECONDS"] = str(self.plan.tick_seconds)
         node = Node(
             *("--shard", str(number), "--app", "tests.live.takeover_game:Game", "--hub", self._hub),
             *("--config", str(self._config), "--ops", "127.0.0.1:0"),
@@ -252,7 +253,7 @@ class Stage:
             _, writer, since = judge.newest.get(channel, (0, "", now))
             if writer not in alive or now - since < self.plan.snapshot_seconds + 0.3:
                 return False
-            if now - judge.heard_at[channel] > 5 * TICK_SECONDS:
+            if now - judge.heard_at[channel] > 5 * self.plan.tick_seconds:
                 return False
         return True
 

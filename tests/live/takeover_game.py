@@ -21,7 +21,7 @@ from spread.node import App, Client, Member, Owned, command, every, owns, rpc
 
 __all__ = ["SNAPSHOT_SECONDS", "TICK_SECONDS", "Game", "Match"]
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = float(os.environ.get("TAKEOVER_TICK_SECONDS", "0.1"))
 SNAPSHOT_SECONDS = float(os.environ.get("TAKEOVER_SNAPSHOT_SECONDS", "1.0"))
 
 REFUSALS = 3
