@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from spread.hub.api import Format
 from spread.node.limits import Rate
-from spread.node.session.logic import Party
+from spread.node.session.logic import Admitted, Party
 from spread.node.session.shared import Refused
 from spread.node.session.surroundings import Surroundings
 from spread.node.wire.text import Join, Say, channel_name, parse
@@ -26,8 +26,8 @@ __all__ = ["Speaker", "identify", "may_enter", "say_rest"]
 class Speaker(Party, Protocol):
     """A session of the text protocol."""
 
-    user: str
-    conn_info: bytes
+    def known_as(self, admitted: Admitted) -> None:
+        """The team's code has said who it is."""
 
 
 async def identify(session: Speaker, shared: Surroundings) -> None:
@@ -40,7 +40,7 @@ async def identify(session: Speaker, shared: Surroundings) -> None:
         answer = logic.connecting(session)
         admitted = await answer if isinstance(answer, Deferred) else answer
         if admitted is not None:
-            session.user, session.conn_info = admitted.user, admitted.info
+            session.known_as(admitted)
     await may_enter(session, shared, shared.text.channel)
 
 

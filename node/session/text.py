@@ -39,6 +39,7 @@ from spread.node.codec import Codec
 from spread.node.encoders import TEXT
 from spread.node.limits import Rate
 from spread.node.outbox import Outbox
+from spread.node.session.logic import Admitted
 from spread.node.session.party import TextParty
 from spread.node.session.rest import identify, may_enter, say_rest
 from spread.node.session.shared import Ended, Refused
@@ -518,6 +519,10 @@ class Session(TextParty):
     def is_open(self) -> bool:
         """It was greeted, and has not been told to go."""
         return self.state is SessionState.OPEN
+
+    def known_as(self, admitted: Admitted) -> None:
+        """See ``rest.Speaker``."""
+        self.user, self.conn_info = admitted.user, admitted.info
 
     def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
         """See ``logic.Party``."""

@@ -36,7 +36,11 @@ class AppSettings(Section, frozen=True, kw_only=True):
     ] = 16 << 20
     hook_seconds: Annotated[
         Seconds,
-        Meta(description="How long a hook of the application may take; then its client gets error 100."),
+        Meta(
+            description="How long a hook of the application may take; then its client gets error 100. The "
+            "hub's time, `hub.publish_seconds`, begins when the hook is done; `connecting` also ends with "
+            "`client.stale_close_delay`."
+        ),
     ] = 5.0
     block_seconds: Annotated[
         float,
