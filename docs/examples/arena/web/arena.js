@@ -6,7 +6,8 @@ const [BAD_NAME, NOT_IN_MATCH] = [4001, 4002]; // see arena.py
 const SHOOT_MS = 120; // between two tries while the button is held; the match says how fast a weapon is
 const SCORES_MS = 250;
 const STALE_MS = 2000; // without a state: the match has stopped, or the connection is dead without having ended
-const DEAD_MS = 8000; // then a new connection is better
+const DEAD_MS = 6000; // then a new connection is better
+const TRY_MS = 4000; // without success or failure: whoever took the connection does not answer
 
 const at = (id) => document.getElementById(id);
 const scheme = location.protocol === "https:" ? "wss" : "ws";
@@ -23,6 +24,7 @@ let plan = null;
 let rules = "";
 let isIn = false; // of the match, by this connection
 let seenAt = 0;
+let triedAt = 0; // when a connection was last begun, or failed
 let scoresAt = 0;
 let delay = 0; // ms from a command to its answer
 let mouse = null; // where it is in the window
@@ -50,9 +52,14 @@ function play() {
   centrifuge = new Centrifuge(`${server}/connection/websocket`, {
     data: { secret: secret() }, minReconnectDelay: 200, maxReconnectDelay: 3000, timeout: 5000,
   });
-  centrifuge.on("connecting", () => away("Connection lost"));
-  centrifuge.on("error", () => { if (!me) { lost("Connecting …", `No answer from ${server}. Does the arena run, and is ${location.origin} among its allowed_origins?`); } });
-  centrifuge.on("disconnected", (context) => lost("Disconnected", `${context.reason}. Reload the page to come back.`));
+  centrifuge.on("connecting", () => { triedAt = performance.now(); away(); });
+  centrifuge.on("error", () => {
+    triedAt = performance.now();
+    if (!me) { lost("Connecting …", `No answer from ${server}. Does the arena run, and is ${location.origin} among its allowed_origins?`); }
+  });
+  centrifuge.on("disconnected", (context) => { // 0: by `again`
+    if (context.code !== 0) { lost("Disconnected", `${context.reason}. Reload the page to come back.`); }
+  });
   centrifuge.on("connected", () => sit());
   centrifuge.connect();
   setInterval(watch, 250);
@@ -91,8 +98,8 @@ async function sit() {
     if (!subscription) {
       subscription = centrifuge.newSubscription(match);
       subscription.on("publication", (context) => seen(context.data));
-      subscription.subscribe();
     }
+    subscription.subscribe(); // nothing, if it is
     await subscription.ready(5000);
     await enter();
   } catch (error) {
@@ -181,9 +188,15 @@ function tell(text) {
 
 // -- how the connection is
 
-function away(why) {
+function away() {
   isIn = false;
-  if (me) { lost(`${why}. Connecting again …`, "Your score is kept."); }
+  if (me) { lost("Connection lost. Connecting again …", "Your score is kept."); }
+}
+
+function again() {
+  seenAt = performance.now();
+  centrifuge.disconnect();
+  centrifuge.connect();
 }
 
 function lost(why, hint) {
@@ -195,17 +208,16 @@ function lost(why, hint) {
 
 function watch() {
   const connected = centrifuge.state === "connected";
+  const connecting = centrifuge.state === "connecting";
   const quiet = performance.now() - seenAt;
   const good = connected && isIn && quiet < STALE_MS;
   at("light").className = good ? "good" : "";
-  at("status").textContent = good ? `connected, ${Math.round(delay)} ms` : connected ? "waiting" : "connecting";
+  at("status").textContent = good ? `connected, ${Math.round(delay)} ms` : connected ? "waiting" : centrifuge.state;
   if (good) {
     at("stage").classList.remove("lost");
     at("lost").hidden = true;
-  } else if (connected && isIn && quiet > DEAD_MS) {
-    seenAt = performance.now();
-    centrifuge.disconnect();
-    centrifuge.connect();
+  } else if (connected && isIn && quiet > DEAD_MS || connecting && performance.now() - triedAt > TRY_MS) {
+    again();
   } else if (connected && isIn) {
     lost("The match has stopped …", "Another shard takes it over, if its own has died.");
   }
