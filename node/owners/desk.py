@@ -26,7 +26,10 @@ from spread.node.pattern import matching
 __all__ = ["DOUBT_SECONDS", "Desk", "Shapes"]
 
 DOUBT_SECONDS = 2.0
-"""After a gap: what was reported before, and is not reported again within this time, is true no more."""
+"""After a gap: what was reported before, and is not reported again within this time, is true no more.
+
+So is what was reported of a channel that has belonged elsewhere for so long: nobody tells its news here.
+"""
 
 LOST_SECONDS = 0.2
 """After this time a channel that another has taken is taken back, if it still belongs here."""
@@ -59,10 +62,12 @@ class _Entry:
 
     __slots__ = (
         "again",
+        "coming",
         "doubted",
         "holding",
         "is_called",
         "is_occupied",
+        "is_stale",
         "known",
         "linger",
         "shards",
@@ -72,6 +77,10 @@ class _Entry:
     def __init__(self) -> None:
         self.shards: dict[str, dict[str, Row]] = {}
         """Who is in there, by shard and id."""
+        self.coming: dict[str, dict[str, Row]] = {}
+        """By shard, what has come of a report that is told in parts."""
+        self.is_stale = False
+        """The channel belongs elsewhere: of what was reported nobody tells whether it still is so."""
         self.doubted: set[str] = set()
         """Shards whose report is from before a gap."""
         self.is_occupied = False
@@ -90,13 +99,21 @@ class Desk:
     """See the top of this module.
 
     :param knows: whether a shard is known to live.
+    :param anew: asks some shards for all that they have to report.
     """
 
-    def __init__(self, around: Surroundings, places: Places, knows: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        places: Places,
+        knows: Callable[[str], bool],
+        anew: Callable[[set[str]], None],
+    ) -> None:
         self.shapes = Shapes()
         self._around = around
         self._places = places
         self._knows = knows
+        self._anew = anew
         self._entries: dict[str, _Entry] = {}
         self._doubt: Timer | None = None
         self._is_stopped = False
@@ -116,25 +133,31 @@ class Desk:
             channel = each.channel
             entry = self._entries.get(channel)
             rows = None if entry is None else entry.shards.get(origin)
-            more = len(each.joined) - len((rows or ()) if each.is_full else each.left)
+            base = {} if each.is_full else rows if entry is None else entry.coming.get(origin, rows)
+            had = 0 if rows is None else len(rows)
+            more = len(base or ()) + len(each.joined) - len(each.left) - had
             is_full = more > 0 and counters.members + more > self._around.limits.max_reported_members
             counters.refused_full += is_full
             # A difference to what is not known here says nothing.
-            if self._is_strange(origin, channel) or is_full or (rows is None and not each.is_full):
+            if self._is_strange(origin, channel) or is_full or base is None:
                 refused_channels.append(channel)
+                if entry is not None:
+                    entry.coming.pop(origin, None)
                 continue
             if entry is None:
                 entry = self._entries[channel] = _Entry()
-            new = {} if rows is None or each.is_full else rows
-            counters.members -= len(rows or ())
             for id in each.left:
-                new.pop(id, None)
+                base.pop(id, None)
             for row in each.joined:
-                new[row.id] = row
-            counters.members += len(new)
+                base[row.id] = row
+            if each.is_more:
+                entry.coming[origin] = base
+                continue
+            entry.coming.pop(origin, None)
+            counters.members += len(base) - had
             entry.doubted.discard(origin)
-            if new:
-                entry.shards[origin] = new
+            if base:
+                entry.shards[origin] = base
             else:
                 entry.shards.pop(origin, None)
             self._look(channel)
@@ -150,18 +173,22 @@ class Desk:
     def drop(self, shard: str) -> None:
         """It has gone, and all who were there."""
         for channel, entry in list(self._entries.items()):
-            if shard in entry.shards:
+            if shard in entry.shards or shard in entry.coming:
+                entry.coming.pop(shard, None)
                 self._drop(entry, shard)
                 self._look(channel)
 
     def _drop(self, entry: _Entry, shard: str) -> None:
-        self._around.counters.members -= len(entry.shards.pop(shard))
+        self._around.counters.members -= len(entry.shards.pop(shard, ()))
         entry.doubted.discard(shard)
 
     def doubt(self) -> None:
         """There was a gap: what others have reported may have changed since."""
         for entry in self._entries.values():
             entry.doubted = entry.shards.keys() - {self._around.shard}
+        self._settle_later()
+
+    def _settle_later(self) -> None:
         if self._doubt is not None:
             self._doubt.cancel()
         self._doubt = self._around.clock.callLater(DOUBT_SECONDS, self._settle)
@@ -169,7 +196,9 @@ class Desk:
     def _settle(self) -> None:
         self._doubt = None
         for channel, entry in list(self._entries.items()):
-            for shard in list(entry.doubted):
+            if entry.is_stale:
+                entry.coming.clear()
+            for shard in list(entry.shards) if entry.is_stale else list(entry.doubted):
                 self._drop(entry, shard)
             self._look(channel)
 
@@ -214,8 +243,22 @@ class Desk:
 
     def review(self) -> None:
         """Channels may belong elsewhere, or the app has other classes."""
-        for channel in list(self._entries):
+        again: set[str] = set()
+        is_stale = False
+        for channel, entry in list(self._entries.items()):
+            if self._around.shard not in self._places.of(channel).ranked:
+                is_stale = is_stale or not entry.is_stale
+                entry.is_stale = True
+            elif entry.is_stale:
+                # Who has not noticed that it belonged elsewhere for a moment tells only what is new.
+                entry.is_stale = False
+                entry.doubted = set(entry.shards)
+                again |= entry.shards.keys() | entry.coming.keys()
             self._look(channel)
+        if again or is_stale:
+            self._settle_later()
+        if again:
+            self._anew(again)
 
     def look(self) -> None:
         """This shard has had a gap, or is sure again."""
@@ -249,7 +292,8 @@ class Desk:
             self._entries.pop(channel, None)
 
     def _is_over(self, entry: _Entry) -> bool:
-        return not entry.shards and entry.holding is None and entry.again is None and not entry.is_called
+        is_empty = not entry.shards and not entry.coming and not entry.is_called
+        return is_empty and entry.holding is None and entry.again is None
 
     def _hold(self, channel: str, entry: _Entry) -> None:
         around = self._around

@@ -144,7 +144,7 @@ class Owners:
             shard=shard,
             release=self._release,
         )
-        self._desk = Desk(around, self._places, self._knows)
+        self._desk = Desk(around, self._places, self._knows, self._greet_anew)
         self._reports = Reports(clock, self._places, self._tell, self._told)
         self._routes = Routes(
             around,
@@ -162,6 +162,7 @@ class Owners:
         self._greet_again: Timer | None = None
         self._begin_timer: Timer | None = None
         self._gaps = 0
+        self._anews = 0
         self._has_begun = False
         self._is_stopped = False
         self._done: dict[str, list[Outcome]] = {}
@@ -331,22 +332,29 @@ class Owners:
         if not strangers and not self._greeting and not self._has_begun:
             self._begin()
 
+    def _greet_anew(self, shards: set[str]) -> None:
+        self._anews += 1
+        self._met -= shards
+        if self.shard in shards:
+            self._reports.forget(self.shard)
+        self._greet_new()
+
     def _greet(self, shards: Iterable[str], *, is_first: bool) -> list[Deferred[None]]:
         return [self._greet_one(shard, is_first) for shard in list(shards)]
 
     def _greet_one(self, shard: str, is_first: bool) -> Deferred[None]:
         self._greeting.add(shard)
         asked: Deferred[Any] = self._ask(shard, Hello(self._offer, is_first), Offer)
-        told = self._offer, self._gaps
+        told = self._offer, self._gaps, self._anews
         asked.addCallbacks(self._greeted, self._not_greeted, (shard, told), {}, (shard,))
         return asked.addErrback(lambda failure: log.failure("greeting a shard", failure))
 
-    def _greeted(self, offer: Offer, shard: str, told: tuple[Offer, int]) -> None:
+    def _greeted(self, offer: Offer, shard: str, told: tuple[Offer, int, int]) -> None:
         self._greeting.discard(shard)
         if self._is_stopped or shard not in self._live.shards:
             return
         self._offers[shard] = offer
-        if told == (self._offer, self._gaps):
+        if told == (self._offer, self._gaps, self._anews):
             self._met.add(shard)
         else:  # what it was told is true no more
             self._greet_new()

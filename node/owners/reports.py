@@ -58,6 +58,8 @@ class Reports:
         self._known: dict[str, dict[str, set[str] | None]] = {}
         self._dirty: dict[str, dict[str, None]] = {}
         self._telling: set[str] = set()
+        # Shards, and channels of which they have not been told everything yet.
+        self._coming: set[tuple[str, str]] = set()
         # Shards that know nothing any more of what they are being told.
         self._void: set[str] = set()
         self._undone: dict[str, None] = {}
@@ -69,7 +71,9 @@ class Reports:
     def knows(self, shard: str, channel: str, id: str) -> bool:
         """A shard has heard that there is this member in a channel, and it still is there."""
         known = self._known.get(channel, {}).get(shard)
-        return known is not None and id in known and id in self.channels.get(channel, ())
+        if known is None or (shard, channel) in self._coming:
+            return False
+        return id in known and id in self.channels.get(channel, ())
 
     # -- what happens here -------------------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ class Reports:
         ranked = self._places.of(channel).ranked
         for shard in [shard for shard in known if shard not in ranked]:
             del known[shard]
+            self._coming.discard((shard, channel))
         rows = self.channels.get(channel, {})
         for shard in ranked:
             if shard not in known:
@@ -145,7 +150,7 @@ class Reports:
                     continue  # it has heard nothing of this channel from here, and there is nothing to hear
                 known[shard] = None
             knows = known[shard]
-            if knows is None or knows != rows.keys():
+            if knows is None or knows != rows.keys() or (shard, channel) in self._coming:
                 self._dirty.setdefault(shard, {})[channel] = None
         if not known:
             del self._known[channel]
@@ -183,17 +188,20 @@ class Reports:
             had = set() if knows is None else knows
             left = [id for id in had if id not in rows]
             joined: list[Row] = []
+            is_coming = knows is None or (shard, channel) in self._coming
+            is_more = False
             room -= len(channel) + 16 + 40 * len(left)
             for id, row in rows.items():
                 if id not in had:
                     if room <= 0:
                         dirty[channel] = None
+                        is_more = is_coming
                         break
                     joined.append(row)
                     room -= len(id) + len(row.user) + len(row.info) + 8
-            if knows is None or joined or left:
+            if is_coming or joined or left:
                 has = (had | {row.id for row in joined}) - set(left)
-                report.append((ChannelReport(channel, knows is None, joined, left), has))
+                report.append((ChannelReport(channel, knows is None, joined, left, is_more), has))
         if dirty:
             self._dirty[shard] = dirty
         return report
@@ -205,9 +213,12 @@ class Reports:
         self._void.discard(shard)
         for report, has in told:
             known = self._known.get(report.channel, {})
+            self._coming.discard((shard, report.channel))
             if shard in known:
                 known[shard] = None if is_void or report.channel in refused else has
-                if report.channel not in self.channels and (not has or report.channel in refused):
+                if report.is_more:
+                    self._coming.add((shard, report.channel))
+                elif report.channel not in self.channels and (not has or report.channel in refused):
                     del known[shard]  # nobody is there, and it knows, or need not
             if report.channel in refused:
                 self._retry(report.channel)

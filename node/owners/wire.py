@@ -73,6 +73,8 @@ class ChannelReport(msgspec.Struct, frozen=True, array_like=True):
     joined: list[Row]
     left: list[str]
     """Ids."""
+    is_more: bool = False
+    """More follows; until it is there, what was known before the full report counts."""
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):

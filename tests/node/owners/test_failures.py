@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from spread.hub.errors import HubUnavailable
 from spread.node import App, Member, Owned, command, owns
-from spread.node.owners.wire import Hello, question
+from spread.node.owners.wire import Hello, Row, question
 from spread.node.testing import Refused, Stage
 from tests.node.owners.test_owners import OPEN, Game, crash, owner_of
 
@@ -409,3 +409,78 @@ def test_who_comes_and_goes_is_told_of_in_pairs() -> None:
         stage.advance(0.2)
         log = [line for line in stage.app().log_of["match:1"] if "bob" in line]
         assert log == ["joined bob", "left bob"] * (len(log) // 2)
+
+
+def places_of(stage: Stage, channel: str) -> list[int]:
+    """The numbers of the first, the deputy, and the others."""
+    owners = stage.shards[0].gateway.owners
+    assert owners is not None
+    ranked = [int(shard, 16) - 1 for shard in owners._places.of(channel).ranked]
+    return ranked + [shard.number for shard in stage.shards if shard.number not in ranked]
+
+
+def goes(stage: Stage, number: int) -> None:
+    """A shard has no objects from now on."""
+    owners = stage.shards[number].gateway.owners
+    assert owners is not None
+    Deferred.fromCoroutine(owners._retire())
+    stage.advance(0.1)
+
+
+def comes(stage: Stage, number: int) -> None:
+    """It has them again."""
+    owners: Any = stage.shards[number].gateway.owners
+    app = stage.app(number)
+    owners.swap(app, owners.prepare(app))
+    stage.advance(0.1)
+
+
+@pytest.mark.parametrize(("seconds", "is_gone"), [(3.0, True), (0.3, True), (0.3, False)])
+def test_what_was_reported_while_a_channel_belonged_elsewhere(seconds: float, is_gone: bool) -> None:
+    """Nobody tells its news there; whoever gets the channel back must not believe what it knew."""
+    with Stage(Keeper, OPEN, shards=3) as stage:
+        first, deputy, third = places_of(stage, "match:1")
+        goes(stage, first)
+        ann = stage.client(user="ann", shard=deputy)
+        ann.subscribe("match:1")
+        stage.advance(0.3)
+        counters = counters_of(stage, third)
+        assert counters.members == 1
+        comes(stage, first)  # and the third has nothing to do with it
+        stage.advance(seconds)
+        if is_gone:
+            ann.unsubscribe("match:1")
+        goes(stage, first)
+        stage.advance(4.0)
+        goes(stage, deputy)
+        stage.advance(1.0)
+        assert (counters.members, counters.objects) == ((0, 0) if is_gone else (1, 1))
+        if not is_gone:
+            assert ann.rpc("match:1/add", seconds=1) == 1
+
+
+def test_reports_of_many_are_told_in_parts_and_nobody_leaves_meanwhile() -> None:
+    with Stage(Game, OPEN) as stage:
+        ann = stage.client(user="ann")
+        ann.subscribe("match:1")
+        owners = stage.shards[0].gateway.owners
+        assert owners is not None
+        crowd = [Row(f"c{number}", f"u{number}", b'"' + b"x" * 1000 + b'"') for number in range(600)]
+        for row in crowd:
+            owners._reports.joined("match:1", row)
+        stage.advance(0.2)
+        log = stage.app().log_of["match:1"]
+        assert log.count("joined u599") == 1 and owners.counters.members == 601
+        owners._reports.forget(owners.shard)
+        assert not owners._reports.knows(owners.shard, "match:1", ann.id)
+        stage.advance(0.2)
+        assert owners._reports.knows(owners.shard, "match:1", ann.id)
+        assert not [line for line in log if line.startswith("left")]
+        assert owners.counters.members == 601 and not owners._reports._coming
+        # What was to come may be all gone by then.
+        owners._reports.forget(owners.shard)
+        stage.advance(0)
+        for row in crowd:
+            owners._reports.left("match:1", row.id)
+        stage.advance(0.2)
+        assert owners.counters.members == 1 and len([line for line in log if line.startswith("left")]) == 600
