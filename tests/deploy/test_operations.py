@@ -7,6 +7,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -26,7 +27,7 @@ from spread.node.shard import RESERVED_FILES
 from spread.node.web.site import IDLE_SECONDS
 from tests.deploy.files import ROOT
 from tests.hub.servers import Sentinel, Valkey
-from tests.live.processes import READY, Crowd, Node, home, until
+from tests.live.processes import READY, Crowd, Node, crowd_of, home, until
 from tests.live.raw import HttpStream, JsonClient, requested
 
 DOCUMENT = (ROOT / "docs" / "operations.md").read_text()
@@ -87,6 +88,17 @@ def test_those_of_stateful_channels_too() -> None:
         (row[0].strip("`").removesuffix("_total"), row[1])
         for row in table("metric of stateful channels", "type", "meaning")
     ) == sorted(metrics)
+
+
+def test_those_of_an_app_too() -> None:
+    rows = table("setting of an app", "default", "bounds", "what happens there")
+    written = {key: (float(row[1]), row[2]) for key, row in zip(keys(rows), rows, strict=True)}
+    of_channels = {f"app.{name}" for name in Limits.__dataclass_fields__}
+    assert written == {
+        flag.key: (float(cast(float, flag.default)), flag.bounds)
+        for flag in FLAGS
+        if flag.section == "app" and flag.kind in ("int", "float") and flag.key not in of_channels
+    }
 
 
 def test_what_cannot_be_set_is_what_the_code_has() -> None:
@@ -152,6 +164,44 @@ def test_the_metrics_and_paths_are_those_of_a_real_shard(stack: ExitStack) -> No
     limits = set(re.findall(r'^spread_limit\{setting="(\S+)"\}', text, re.MULTILINE))
     bounded = set(keys(table("setting", "default", "bounds", "what happens there")))
     assert limits <= bounded | {flag.key for flag in FLAGS if flag.section not in ("node", "hub", "text")}
+
+
+@pytest.mark.live
+def test_the_metrics_of_an_app_are_those_of_a_real_shard(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "game.py").write_text(
+        "from spread.node import App\n\nclass Game(App):\n    def starting(self):\n"
+        "        self.every(60, self.check)\n    def connected(self, client): pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = stack.enter_context(home())
+    node = Node("--hub", "memory:", "--ops", "127.0.0.1:0", "--app", "game:Game", home=path)
+    stack.callback(node.close)
+    crowd_of(stack, node.wait_ready(1), 1)
+    found = re.search(r" ops=(\S+)", node.ready[0][1])
+    assert found
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{found[1]}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    types = re.findall(r"^# TYPE (spread_app_\S+) (\S+)$", text, re.MULTILINE)
+    labels = {
+        name: {
+            label
+            for given in re.findall(rf"^{name}(?:_bucket)?\{{(.*)\}} ", text, re.MULTILINE)
+            for label in re.findall(r'(\w+)="', given)
+        }
+        - {"le"}
+        for name, _ in types
+    }
+    exported = {(name, kind, frozenset(labels[name])) for name, kind in types}
+    written = set()
+    for name, kind, _ in table("metric of an app", "type", "meaning"):
+        plain, _, given = name.strip("`}").partition("{")
+        written.add((plain, kind, frozenset(given.split(",")) - {""}))
+    assert written == exported
+    assert 'spread_app_hook_calls_total{hook="connected"} 1.0' in text
+    assert "spread_app_timers 1.0" in text
 
 
 # -- the ACL rule ------------------------------------------------------------------------------------------
