@@ -355,6 +355,7 @@ class Shard:
         deadline = self._reactor.seconds() + self._settings.node.stop_seconds
         if self._summary is not None:
             self._summary.cancel()
+        self._updating.stop()
         if self.tables is not None:
             self.tables.stop()
         for sock in self._sockets.values():

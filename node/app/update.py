@@ -34,6 +34,8 @@ log = Logger("spread.node.app.update")
 STATE_MAX_BYTES = 4 << 20
 """Of what an app exports, if nothing else is set."""
 
+STOPS = "the shard stops"
+
 _generations = count(1)
 """Of this process: a number is never used twice."""
 
@@ -150,6 +152,7 @@ class Updater:
         self._first = first
         self._state_max_bytes = state_max_bytes
         self._last_step = last
+        self._is_stopped = False
 
     @property
     def version(self) -> str:
@@ -161,6 +164,10 @@ class Updater:
         """What runs, for people: ``game:Game 3f2a90c41b7d``."""
         return f"{self.spec} {self.version}"
 
+    def stop(self) -> None:
+        """The shard stops: no update any more, and one that is under way is refused. Idempotent."""
+        self._is_stopped = True
+
     def update(self) -> Deferred[Outcome]:
         """Load the app anew, and let it take over. Never fails.
 
@@ -168,6 +175,8 @@ class Updater:
         """
         if self.state is not State.IDLE:
             return succeed(self._outcome(error=f"an update is under way: it is {self.state.value}"))
+        if self._is_stopped:
+            return succeed(self._outcome(error=STOPS))
         began = self._reactor.seconds()
         generation = next(_generations)
         before = self.version
@@ -215,6 +224,7 @@ class Updater:
         await self._first()
         loaded = await self._loader.load(self.spec, generation)
         self.state = State.CHECKING
+        self._see_whether_it_stops()
         with self._host.guarded("__init__"):
             app = self._host.construct(loaded)
         with self._host.guarded("check"):
@@ -225,6 +235,7 @@ class Updater:
             checked = await within(self._reactor, checked, self._seconds, "check()")
         if checked is False:
             raise UpdateRefused("check() has returned False")
+        self._see_whether_it_stops()
         # From here on in one turn: what happened between the export and the swap would be lost.
         self._host.prepare(app)
         state = self._exported(self._host.app)
@@ -236,6 +247,10 @@ class Updater:
         self._running = loaded
         if last is not None:
             forget(last)
+
+    def _see_whether_it_stops(self) -> None:
+        if self._is_stopped:
+            raise UpdateRefused(STOPS)
 
     def _exported(self, app: Any) -> Any:
         with self._host.guarded("export_state"):

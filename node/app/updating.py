@@ -69,6 +69,11 @@ class Updating:
         """What runs, for people: ``game:Game 3f2a90c41b7d``; "" for nothing."""
         return "" if self.updater is None else self.updater.title
 
+    def stop(self) -> None:
+        """The shard stops: what runs now runs to its end. Idempotent."""
+        if self.updater is not None:
+            self.updater.stop()
+
     def metrics(self) -> Iterable[Metric]:
         """For Prometheus; nothing without an app."""
         updater = self.updater

@@ -326,6 +326,16 @@ def test_a_check_that_never_answers_is_refused_in_time(under: Under) -> None:
     assert not under.clock.getDelayedCalls()
 
 
+def test_a_shard_that_stops_is_not_updated_any_more(under: Under) -> None:
+    outcomes = under.begin()
+    under.updater.stop()
+    under.clock.turn()
+    under.updater.stop()
+    outcomes += under.begin()
+    assert [(each.ok, each.error) for each in outcomes] == [(False, "the shard stops")] * 2
+    assert under.host.guards == []
+
+
 LOOP = """
 import reached
 reached.event.set()
