@@ -418,7 +418,7 @@ class Channels(Owned, Protocol):
 
     # -- presence ------------------------------------------------------------------------------------------
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """``info.client`` is in the channel, until ``ttl_seconds`` from now. Again: it still is.
 
         Until it is removed it is told again by the hub, whatever came of this call, when the hub has been

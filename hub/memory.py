@@ -274,7 +274,7 @@ class MemoryHub:
 
     # -- presence --------------------------------------------------------------------------------------
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``api.Hub``."""
         self._untold.added(channel, info.client)
         return self._present(lambda presence: presence.add(channel, info, ttl_seconds))

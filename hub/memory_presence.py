@@ -22,7 +22,7 @@ class MemoryPresence:
         self._channels: dict[str, dict[str, tuple[float, ClientInfo]]] = {}
         self._sweep_at = 0.0
 
-    def add(self, channel: str, info: ClientInfo, ttl_seconds: int) -> None:
+    def add(self, channel: str, info: ClientInfo, ttl_seconds: float) -> None:
         """See ``api.Hub.add_presence``."""
         now = self._clock.seconds()
         if now >= self._sweep_at:

@@ -53,14 +53,14 @@ class Presence:
         self._counters = counters
         self._told_at = float("-inf")
 
-    def add(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``Hub.add_presence``.
 
         :raises HubRefused: (as a failure, here and below) an ACL forbids it.
         """
         user = info.user.encode()
         value = b"%d:%b%b" % (len(user), user, _encode(_Rest(info.conn_info, info.chan_info)))
-        done = self._run(channel, b"add", info.client.encode(), value, ttl_seconds * 1000)
+        done = self._run(channel, b"add", info.client.encode(), value, round(ttl_seconds * 1000))
         return done.addCallback(lambda _: None)
 
     def remove(self, channel: str, client: str) -> Deferred[None]:

@@ -69,7 +69,7 @@ class Refusing:
         """Refused."""
         return self._refuse()
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """Refused."""
         return self._refuse()
 

@@ -69,7 +69,7 @@ Key = tuple[str, str]
 class Told(Protocol):
     """The part of ``api.Channels`` that is told of clients."""
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]: ...
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]: ...
     def remove_presence(self, channel: str, client: str) -> Deferred[None]: ...
     def announce(self, channel: str, event: Joined | Left) -> Deferred[None]: ...
 
@@ -125,7 +125,7 @@ class _Entry:
 
     def __init__(self, info: ClientInfo) -> None:
         self.info = info
-        self.ttl_seconds = 0
+        self.ttl_seconds = 0.0
         self.is_present = False
         self.is_joined = False
         self.is_untold = False  # nobody can have heard its Joined
@@ -181,7 +181,7 @@ class Register:
 
     # -- what is told ----------------------------------------------------------------------------------------
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``api.Channels``."""
         key = (channel, info.client)
         entry = self._entry(key, info)

@@ -66,7 +66,7 @@ class Routed(ABC):
         """See ``api.Channels``."""
         return self.at(channel).remove_history(channel)
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``api.Channels``."""
         return self.at(channel).add_presence(channel, info, ttl_seconds)
 
@@ -115,7 +115,7 @@ class Registered(Routed):
     lives: Lives
     """Made with ``Routed``'s three methods, or what they come to, as its ``channels``."""
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``api.Channels``."""
         return self.lives.register.add_presence(channel, info, ttl_seconds)
 

@@ -423,7 +423,7 @@ class Server:
             )
             hint.addErrback(lambda failure: failure.trap(HubError))
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         """See ``api.Hub``."""
         return self._presence.add(channel, info, ttl_seconds)
 

@@ -29,7 +29,7 @@ class Silent:
         self.asked += 1
         return Deferred()
 
-    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: int) -> Deferred[None]:
+    def add_presence(self, channel: str, info: ClientInfo, ttl_seconds: float) -> Deferred[None]:
         self.asked += 1
         return Deferred()
 
