@@ -61,7 +61,7 @@ EXPLAINED_MAX_CHARACTERS = 32768
 """Of a traceback: it goes from shard to shard, and into the log."""
 
 _PRIVATE = re.compile(rf"{PREFIX}[0-9]+\.")
-_AWAITING = os.path.join("twisted", "internet", "defer.py")
+_AWAITING = (os.path.join("twisted", "internet", "defer.py"), os.path.join("twisted", "python", "failure.py"))
 _INSTALLED = {"site-packages", "dist-packages"}
 
 

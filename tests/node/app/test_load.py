@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from spread.node.app.host import construct
 from spread.node.app.load import LoadError, explain, forget, generations, load, team_frame
@@ -193,6 +195,32 @@ def test_the_log_of_an_app_has_its_own_name(team: Team) -> None:
     team.write(game="from spread.node import App\nclass Game(App): pass\nclass Own(App): log = 'mine'\n")
     assert construct(team.load().app_class, None).log.namespace == "game.Game"
     assert construct(team.load("game:Own").app_class, None).log == "mine"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_awaited_it_is_not_told(team: Team, is_late: bool) -> None:
+    team.write(
+        game="def broken():\n    raise KeyError('spear')\nclass Game:\n    broken = staticmethod(broken)\n"
+    )
+    broken, waiting, outcome = team.load().app_class.broken, Deferred[None](), list[Failure]()
+
+    async def awaits() -> None:
+        await waiting
+
+    def fails() -> None:
+        try:
+            broken()
+        except KeyError:
+            waiting.errback(Failure())
+
+    if not is_late:
+        fails()
+    Deferred.fromCoroutine(awaits()).addErrback(outcome.append)
+    if is_late:
+        fails()
+    assert outcome[0].value is not None
+    told = explain(outcome[0].value)
+    assert "game.py" in told and "twisted" not in told
 
 
 def test_private_names_are_not_told(team: Team) -> None:
