@@ -32,7 +32,8 @@ OTHER_FLAGS = {
 OTHER_COMMANDS = re.compile(
     r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly"  # of other programs
     r"|clients|transport|protocol|subscribe|frames|seed|target|faults|seconds|rate"  # python -m tests.…
-    r"|kills|stops)\b"
+    r"|kills|stops|updates|bots"
+    r"|kill-whom)\b"
 )
 
 

@@ -86,8 +86,8 @@ BROKEN = (
     Broken(
         "an object's restore fails",
         "arena.py",
-        "        self.game = game.Game.load(state)",
-        "        raise LookupError('no such game')",
+        "    def restore(self, state: Any) -> None:\n",
+        "    def restore(self, state: Any) -> None:\n        raise LookupError('no such game')\n",
         r"LookupError: no such game",
     ),
 )
@@ -176,6 +176,8 @@ class Stage:
             [*SPREAD, "tables", "build", "arena.xlsx", "-o", "tables/"], check=True, timeout=SECONDS
         )
         self.originals = {name: (self.arena / name).read_text() for name in ("arena.py", "rules.py")}
+        for broken in BROKEN:
+            self.write(0, broken)
         self.version = self.write(0)
         self.ops = ports_in_a_row(plan.shards)
         self.node = Node(
@@ -280,7 +282,7 @@ def run(plan: Plan) -> Outcome:
         began = time.monotonic()
         for number in range(1, plan.updates + 1):
             time.sleep(max(0.0, began + (number - 1) * plan.every_seconds - time.monotonic()))
-            update = _update(stage, number, _broken(number))
+            update = _update(stage, number, _broken(stage, number))
             outcome.updates.append(update)
             outcome.versions.add(update.version)
             print(_line(f"{number} {update.what}", *_told(update)), flush=True)
@@ -311,12 +313,14 @@ def _seated(stage: Stage) -> int:
     return int(sum(float(each) for each in values if each != "?"))
 
 
-def _broken(number: int) -> Broken | None:
+def _broken(stage: Stage, number: int) -> Broken | None:
     """How this one is broken: one of five is."""
     if number % 5:
         return None
     turn, way = divmod(number // 5 - 1, 5)
-    return BROKEN[5] if way == 3 and turn % 2 else BROKEN[way]
+    # Whoever has no objects takes what cannot restore any; the first shard must be one that has.
+    has_objects = _value(stage.metrics(0), r"spread_owners_objects (\S+)") not in ("?", "0.0")
+    return BROKEN[5] if way == 3 and turn % 2 and has_objects else BROKEN[way]
 
 
 def _look_at_ticks(ticks: dict[str, float], metrics: str) -> None:
