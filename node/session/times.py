@@ -16,7 +16,11 @@ from spread.node.session.shared import Shared
 from spread.node.session.subscribing import refresh_presence
 from spread.node.session.subscription import Subscription
 
-__all__ = ["Times"]
+__all__ = ["HELD_UP_SECONDS", "Times"]
+
+HELD_UP_SECONDS = 0.75
+"""What comes so much too late, three ticks of the wheel, was held up, by the team's code or a machine that
+stood still: the shard has not read its clients meanwhile, and must not say that they were silent."""
 
 
 class Clocked(Protocol):
@@ -83,10 +87,10 @@ class Times:
             return
         client = session.shared.client
         if self._pong_by <= now:
-            if session.intake.was_open():
+            if session.intake.was_open() and now - self._pong_by < HELD_UP_SECONDS:
                 session.end(codes.NO_PONG)
                 return
-            # Its answer may be behind what was not read.
+            # Its answer may be behind what was not read, or there and not looked at yet.
             self._pong_by = now + client.pong_timeout
         self._check_expiry()
         if not session.is_alive:
