@@ -147,7 +147,7 @@ def _show(told: _Told) -> None:
         return
     who = "this shard" if told.shard is None else f"shard {told.shard}"
     if told.ok:
-        change = "unchanged" if told.version == told.before else f"before: {told.before}"
+        change = "the same version as before" if told.version == told.before else f"before: {told.before}"
         click.echo(_harmless(f"{who}: {told.app} {told.version} ({change}), {told.seconds:.2f} s"))
         return
     runs = f"{told.app} {told.version} runs on" if told.app else ""

@@ -94,7 +94,8 @@ class App:
         must not."""
 
     def export_state(self) -> Any:
-        """Plain data for the next version of the app, whose ``import_state`` gets it in the same turn."""
+        """Plain data for the next version of the app, whose ``import_state`` gets it in the same turn; it is
+        not called for ``None``."""
         return None
 
     def import_state(self, state: Any) -> Any:

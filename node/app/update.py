@@ -13,8 +13,9 @@ is under way in it may import; that of the one before goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from functools import partial
 from inspect import isawaitable, iscoroutine
 from itertools import count
 from typing import Any, Protocol
@@ -232,15 +233,17 @@ class Updater:
         if isinstance(checked, Deferred) or isawaitable(checked):
             if not isinstance(checked, Deferred):
                 checked = Deferred.fromCoroutine(_stepped(self._host, "check", checked))
-            checked = await within(self._reactor, checked, self._seconds, "check()")
+            guard = partial(self._host.guarded, "check")
+            checked = await within(self._reactor, checked, self._seconds, "check()", guard)
         if checked is False:
             raise UpdateRefused("check() has returned False")
         self._see_whether_it_stops()
         # From here on in one turn: what happened between the export and the swap would be lost.
         self._host.prepare(app)
         state = self._exported(self._host.app)
-        with self._host.guarded("import_state"):
-            _synchronous(app.import_state(state), "import_state()")
+        if state is not None:  # else the one that first exports something could not be updated to
+            with self._host.guarded("import_state"):
+                _synchronous(app.import_state(state), "import_state()")
         objects = self._host.prepare_objects(app)
         self._host.swap(app, objects)
         last, self._last = self._last, self._running.generation
@@ -259,13 +262,27 @@ class Updater:
         return plain_copy(state, "export_state()", self._state_max_bytes)
 
 
-def within(reactor: Clock, answer: Deferred[Any], seconds: float, what: str) -> Deferred[Any]:
-    """``answer``, or after some time ``UpdateRefused``: it is cancelled then, and what it does is its own."""
+def within(
+    reactor: Clock,
+    answer: Deferred[Any],
+    seconds: float,
+    what: str,
+    guard: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Deferred[Any]:
+    """``answer``, or after some time ``UpdateRefused``: it is cancelled then, and what it does is its own.
+
+    :param guard: it is cancelled in this: its canceller may be the team's.
+    """
     result: Deferred[Any] = Deferred()
 
     def late() -> None:
         result.errback(Failure(UpdateRefused(f"{what} has not answered after {seconds:g} s")))
-        answer.cancel()
+        try:
+            with guard():
+                answer.cancel()
+        # Whatever it is, it is the canceller's.
+        except BaseException as error:
+            log.error("{what} was cancelled: {text}", what=what, text=explain(error))
 
     timer = reactor.callLater(seconds, late)
 

@@ -17,7 +17,7 @@ from spread.hub.api import Hub
 from spread.node.app.load import Loaded, generations
 from spread.node.app.loading import Apart, LoadReactor
 from spread.node.app.reload import Relays, Reload
-from spread.node.app.update import Host, Outcome, Updater, UpdateRefused
+from spread.node.app.update import Host, Outcome, Updater, UpdateRefused, within
 from spread.node.live_tables import LiveTables
 from spread.node.settings import AppSettings
 from spread.node.tables import TablesBroken
@@ -57,7 +57,12 @@ class Updating:
                 loaded,
                 settings.app,
                 settings.load_seconds,
-                first=lambda: Deferred.fromCoroutine(self._read_tables()),
+                first=lambda: within(
+                    reactor,
+                    Deferred.fromCoroutine(self._read_tables()),
+                    settings.load_seconds,
+                    "reading the tables",
+                ),
                 state_max_bytes=settings.state_max_bytes,
                 # Code is full of cycles, and what is old is looked at seldom: versions would pile up.
                 last=gc.collect,

@@ -20,6 +20,7 @@ from twisted.internet.task import Clock
 from spread.node.app.load import Loaded, LoadError, forget, load
 from spread.node.app.loading import INTERRUPT_SECONDS, SWITCH_SECONDS, Apart
 from spread.node.app.update import NotPlain, Outcome, State, Updater, plain_copy
+from tests.node.app.stage import log_of
 from tests.node.app.teams import Team
 
 SECONDS = 5.0
@@ -334,6 +335,25 @@ def test_a_shard_that_stops_is_not_updated_any_more(under: Under) -> None:
     outcomes += under.begin()
     assert [(each.ok, each.error) for each in outcomes] == [(False, "the shard stops")] * 2
     assert under.host.guards == []
+
+
+def test_from_nothing_there_is_nothing_to_import(under: Under) -> None:
+    under.host.app.export_state = lambda: None
+    assert under.update(app(2, "def import_state(self, state): self.state = state['x']")).ok
+    assert "import_state" not in under.host.guards
+
+
+def test_a_check_that_cannot_even_be_cancelled_is_refused_in_time(under: Under) -> None:
+    imports = "from twisted.internet.defer import Deferred\n"
+    under.team.write(game=imports + app(2, "def check(self): return Deferred(lambda _: {}['canceller'])"))
+    outcomes = under.begin()
+    under.clock.turn()
+    with log_of() as logged:
+        under.clock.advance(SECONDS)
+    assert (outcomes[0].ok, outcomes[0].error) == (False, "check() has not answered after 5 s")
+    assert logged[-1].endswith("KeyError: 'canceller'")
+    assert under.host.guards == ["__init__", "check", "check"]
+    assert under.update(app(3)).ok
 
 
 LOOP = """

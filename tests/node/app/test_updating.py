@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from spread.hub.api import Hub
 from spread.node.app.load import forget, generations
@@ -100,6 +100,16 @@ def test_broken_tables_refuse_the_update_and_stay_as_they_were(parts: Parts) -> 
     put(parts.directory, ITEMS)
     assert parts.update().ok
     assert parts.host.app.answer == 2
+
+
+def test_tables_that_cannot_be_read_in_time_refuse_the_update(parts: Parts) -> None:
+    parts.tables._in_thread = lambda function: Deferred()
+    outcomes: list[Outcome] = []
+    parts.updating.reload.one().addCallback(outcomes.append)
+    parts.clock.advance(AppSettings().load_seconds)
+    assert [each.error for each in outcomes] == ["reading the tables has not answered after 5 s"]
+    parts.tables._in_thread = maybeDeferred
+    assert parts.update().ok
 
 
 def test_the_new_code_finds_the_new_tables(parts: Parts) -> None:
