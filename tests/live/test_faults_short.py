@@ -12,7 +12,15 @@ from tests.live.faults.table import VERDICTS, Outcome
 
 pytestmark = pytest.mark.live
 
-SMALL = {"shards": 2, "publishers": 18, "subscribers": 33, "channels": 9, "interval": 0.15, "slack": 3.0}
+SMALL = {
+    "shards": 2,
+    "publishers": 18,
+    "subscribers": 33,
+    "channels": 9,
+    "interval": 0.15,
+    "slack": 3.0,
+    "quiet": 0.25,
+}
 """Few clients, who talk much. Machines that run other tests beside have time: limits are for longer runs."""
 
 

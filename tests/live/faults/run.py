@@ -59,6 +59,8 @@ class Options:
     slack: float = 1.0
     patience: float = 30.0
     """A subscriber that has seen nothing for so long after a fault is told as silent."""
+    quiet: float = 1.0
+    """So many times as long as the plan says is it quiet between the faults, and before the first."""
     catch_up: float = 30.0
     """How long subscribers may take in the end until they have all that was acknowledged."""
     keep: str = ""
@@ -72,6 +74,8 @@ class Options:
         ]
         if self.kinds:
             parts.append(f"--kinds {','.join(self.kinds)}")
+        if self.quiet != 1.0:
+            parts.append(f"--quiet {self.quiet:g}")
         if self.plant:
             parts.append(f"--plant {self.plant}")
         return " ".join([*parts, f"--only {first}-{last}"])
@@ -145,7 +149,7 @@ class Run:
             raise AssertionError(f"not subscribed: {late[:20]}\n{self._troupe.complaints()[-2000:]}")
         self.began_at = time.monotonic()
         self._troupe.publish()
-        self._for(WARM_UP_SECONDS)
+        self._for(WARM_UP_SECONDS * self._options.quiet)
 
     def strike(self, strike: Strike) -> Done:
         """One fault, from its begin until all have recovered and the gap is over."""
@@ -169,7 +173,7 @@ class Run:
         done = Done(strike, kind, began_at, ended_at, recovered, sorted(affected.keys() - recovered.keys()))
         self.done.append(done)
         self._check(done)
-        self._for(strike.gap)
+        self._for(strike.gap * self._options.quiet)
         return done
 
     def _hurt(self, hurt: Hurt) -> list[str]:
@@ -338,6 +342,9 @@ def options_of(arguments: Sequence[str]) -> Options:
     parser.add_argument("--plant", default="", help="a safety that is switched off, see planted.py")
     parser.add_argument("--slack", type=float, default=1.0, help="recovery may take so many times its limit")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds until one counts as silent")
+    parser.add_argument(
+        "--quiet", type=float, default=1.0, help="gaps between faults are so many times as long"
+    )
     parser.add_argument("--catch-up", type=float, default=30.0, help="seconds for the last ones to arrive")
     parser.add_argument("--keep", default="", help="a directory for logs and what witnesses wrote")
     found = parser.parse_args(arguments)

@@ -10,7 +10,15 @@ from tests.live.faults.table import Outcome
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(100)]
 
-SMALL = {"shards": 2, "publishers": 12, "subscribers": 24, "channels": 6, "interval": 0.2, "slack": 3.0}
+SMALL = {
+    "shards": 2,
+    "publishers": 12,
+    "subscribers": 24,
+    "channels": 6,
+    "interval": 0.2,
+    "slack": 3.0,
+    "quiet": 0.25,
+}
 
 
 def ran(stage: str, seed: int, *kinds: str, **options: object) -> tuple[Outcome, int, str]:
