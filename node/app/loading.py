@@ -34,8 +34,8 @@ INTERRUPTS = 50
 SWITCH_SECONDS = 0.0002
 """So long an import may keep the reactor waiting for Python's lock at a time, unless it keeps that in C.
 
-Python's own 5 ms would be paid at almost every system call of the reactor: beside a loop at import the
-shard then does a tenth of what it can, with this the half."""
+Python's own 5 ms are paid at many a system call of the reactor: beside a loop, pairs of ``send`` and ``recv``
+came to 4 % of their usual number with that, and to 37 % with this."""
 
 log = Logger("spread.node.app.loading")
 
