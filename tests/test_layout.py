@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,9 @@ def _imports(text: str, module: str) -> Iterator[tuple[str, bool]]:
                 yield f"{node.module}.{alias.name}", node in for_types
 
 
-def _imports_of(source: str) -> set[str]:
-    return {name for name, _ in _imports((ROOT / source).read_text(), _module(source))}
+@cache
+def _imports_of(source: str) -> frozenset[str]:
+    return frozenset(name for name, _ in _imports((ROOT / source).read_text(), _module(source)))
 
 
 def _within(name: str, package: str) -> bool:

@@ -187,7 +187,7 @@ class _Driven(TestCase):
 class InMemory(_Driven):
     """The memory hub, by a clock of its own."""
 
-    @drawn(on_memory(), 400)
+    @drawn(on_memory(), 200)
     async def test_search(self, actions: list[Action]) -> None:
         await MemoryDriver().run(actions)
 
