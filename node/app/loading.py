@@ -69,7 +69,7 @@ class Apart:
         """
         left = self._left
         if left is not None and left.is_alive:
-            hint = "restart the shard to be rid of it"
+            hint = "wait for its end, or restart the shard"
             return _failed(LoadError(f"an import that was refused before still runs{left.place()}; {hint}"))
         self._left = loading = _Loading(self._reactor, spec, generation, self._seconds)
         return loading.start()
