@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, cast
+from zlib import crc32
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
@@ -45,7 +46,7 @@ HUB_SECONDS = 2.0
 """So long the hub may take for one step."""
 
 CLOSE_SECONDS = 10.0
-"""So long it is tried to save what is kept of an object that was closed, while the hub is away."""
+"""So long it is tried to save the last state of an object, while the hub is away."""
 
 log = Logger("spread.node.owners")
 
@@ -136,7 +137,7 @@ class Holding:
                 if ownership is None:
                     break
                 self._ownership = ownership
-                kept = await self._asked(self._around.hub.load_state(self.channel))
+                kept = await self._in_turn(self._around.hub.load_state, self.channel)
                 break
             except (HubError, TimeoutError, CancelledError):
                 await self._pause(AGAIN_SECONDS)
@@ -164,7 +165,7 @@ class Holding:
         running.present(self._rows())
         if not is_running:
             running.start()
-        self._again_snapshot()
+        self._again_snapshot(is_first=True)
         if not self._is_wanted:
             self.hand_over()
         else:
@@ -181,7 +182,7 @@ class Holding:
                 await self._pause(AGAIN_SECONDS)
                 continue
             self._gaps = around.live.gaps
-            present = await self._asked(around.hub.owner_of(self.channel))
+            present = await self._in_turn(around.hub.owner_of, self.channel)
             holder = "" if present is None or present.holder == around.shard else present.holder
             lives = holder in around.live.shards
             if lives and not is_free:
@@ -194,7 +195,7 @@ class Holding:
                         await self._pause(AGAIN_SECONDS)
                     continue
             over = present or self.known
-            taken: Ownership = await self._asked(around.hub.take(self.channel, over))
+            taken: Ownership = await self._in_turn(around.hub.take, self.channel, over)
             seen = 0 if over is None else over.epoch
             # Of a take of before, of which no answer came, the epoch is not above what was seen.
             if taken.holder == around.shard and taken.epoch > seen:
@@ -312,10 +313,12 @@ class Holding:
 
     # -- snapshots ---------------------------------------------------------------------------------------
 
-    def _again_snapshot(self) -> None:
+    def _again_snapshot(self, *, is_first: bool = False) -> None:
         running = self.running
         if running is not None and self.state is State.OPEN:
             seconds = running.shape.cls.snapshot_seconds or AGAIN_SECONDS
+            if is_first:  # of objects that were made together not all are to be saved together
+                seconds *= crc32(self.channel.encode()) / (1 << 32)
             self._snapshots = self._around.clock.callLater(seconds, self._snapshot)
 
     def _snapshot(self) -> None:
@@ -397,7 +400,7 @@ class Holding:
         # What ends from now on is not in the state that goes to the next owner: it must not be called done.
         running.end()
         if state is not None:
-            await self._save(state)
+            await self._save_at_last(state)
         self._around.counters.handed_over += 1
         await self._leave()
 
@@ -429,11 +432,16 @@ class Holding:
 
     async def _keep(self, running: Running) -> None:
         """Save what the channel's next object begins with. If it cannot be had, the last snapshot stays."""
-        around, keep = self._around, running.shape.cls.keep_seconds
-        until = around.steady() + CLOSE_SECONDS
+        keep = running.shape.cls.keep_seconds
         state = self._frozen() if keep else b""
-        while state is not None and self.state is State.CLOSING and around.steady() < until:
-            if await self._save(state, max(1, int(keep))):
+        if state is not None:
+            await self._save_at_last(state, max(1, int(keep)))
+
+    async def _save_at_last(self, state: bytes, ttl_seconds: int = 0) -> None:
+        """There will be no other: until it is done, another has taken the channel, or it takes too long."""
+        until = self._around.steady() + CLOSE_SECONDS
+        while self.state is State.CLOSING and self._around.steady() < until:
+            if await self._save(state, ttl_seconds):
                 return
             await self._pause(AGAIN_SECONDS)
 
@@ -491,6 +499,9 @@ class Holding:
 
     def _asked(self, answer: Deferred[Any]) -> Deferred[Any]:
         return answer.addTimeout(HUB_SECONDS, cast(Any, self._around.clock))
+
+    def _in_turn(self, ask: Callable[..., Deferred[Any]], *arguments: Any) -> Deferred[Any]:
+        return self._around.gate.run(lambda: self._asked(ask(*arguments)))
 
     def _pause(self, seconds: float) -> Deferred[None]:
         pause: Deferred[None] = Deferred()

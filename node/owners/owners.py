@@ -15,7 +15,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from prometheus_client.core import Metric
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredList,
+    DeferredSemaphore,
+    TimeoutError,
+    succeed,
+)
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -62,6 +69,9 @@ AGAIN_SECONDS = 0.2
 
 RETIRE_SECONDS = 2.0
 """So long the objects of a shard that stops may take to be handed over."""
+
+OPENING_MAX = 32
+"""Channels that ask the hub at a time, while they are opened: 10 ms of work, about."""
 
 OUTCOMES_MAX_BYTES = 256 << 10
 """Of what is told of commands at a time; the rest follows."""
@@ -142,6 +152,7 @@ class Owners:
             counters=self.counters,
             limits=limits,
             shard=shard,
+            gate=DeferredSemaphore(OPENING_MAX),
             release=self._release,
         )
         self._desk = Desk(around, self._places, self._knows, self._greet_anew)

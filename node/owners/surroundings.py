@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from spread.hub.api import Ownership
 from spread.hub.reactor import Clock
@@ -110,5 +110,8 @@ class Surroundings:
     limits: Limits
     shard: str
     """The incarnation of this one."""
+    gate: DeferredSemaphore
+    """For what channels ask the hub while they are opened: when a shard dies there may be hundreds, and the
+    pulse of this one must not wait for all of them."""
     release: Callable[[str, str], Deferred[bool]]
     """Asks a shard to hand over a channel; ``True``: it has nothing to do with it any more."""

@@ -56,6 +56,7 @@ class Match(Owned):
     def restore(self, state: Any) -> None:
         self.ticks, self.done, self.saved_at = state["ticks"], state["done"], state["at"]
         self.told = len(self.done)
+        self.tell()
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -64,6 +65,10 @@ class Match(Owned):
 
     def tick(self, dt: float) -> None:
         self.ticks += 1
+        self.tell()
+
+    def tell(self) -> None:
+        """Publish how it is, and what was done since it was told last."""
         done, self.told = self.done[self.told :], len(self.done)
         self.publish({**self.stamp, "t": self.ticks, "d": done, "s": self.saved_at})
 

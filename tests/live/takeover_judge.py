@@ -34,6 +34,8 @@ class _Command:
     channel: str
     acknowledged_at: float = 0.0
     """0: it was not."""
+    by: str = ""
+    """In which epoch, by whom."""
     is_refused: bool = False
     """Said not to be done; an error 100 says nothing."""
 
@@ -55,6 +57,8 @@ class Judge:
     """Who was seen to speak in a channel and epoch."""
     newest: dict[str, tuple[int, str, float]] = field(default_factory=dict)
     """Of each channel: the highest epoch seen, its owner, and since when."""
+    epochs: dict[str, list[tuple[int, str, float]]] = field(default_factory=dict)
+    """All of them, likewise."""
     heard_at: dict[str, float] = field(default_factory=dict)
     publications: int = 0
     stale: list[str] = field(default_factory=list)
@@ -85,6 +89,7 @@ class Judge:
         self.heard_at[channel] = now
         if epoch > self.newest.get(channel, (0, "", 0.0))[0]:
             self.newest[channel] = (epoch, writer, now)
+            self.epochs.setdefault(channel, []).append((epoch, writer, now))
         for number in data.get("d", ()):
             done = self.executions.setdefault(number, set())
             done.add((epoch, writer))
@@ -127,6 +132,7 @@ class Judge:
         if "rpc" in reply:
             command.acknowledged_at = now
             stamp = reply["rpc"]["data"]
+            command.by = f"epoch {stamp['e']} of {stamp['w']}"
             self._spoke(command.channel, stamp["e"], stamp["w"])
         elif reply["error"]["code"] != 100:
             command.is_refused = True
@@ -177,6 +183,21 @@ class Judge:
                 found.add(number)
         return found
 
+    def _how_lost(self, number: int) -> str:
+        each = self.commands[number]
+        strikes = [
+            at - each.acknowledged_at for at in (t.at for t in self.takeovers if t.channel == each.channel)
+        ]
+        later = ", ".join(f"{after:+.2f}" for after in strikes)
+        epochs = ", ".join(
+            f"{epoch} of {writer} {at - each.acknowledged_at:+.2f}"
+            for epoch, writer, at in self.epochs.get(each.channel, ())
+        )
+        return (
+            f"  {number}, {each.channel}, acknowledged in {each.by}; seconds from then to each strike: "
+            f"{later}; and to each epoch: {epochs}"
+        )
+
     def wrong(self) -> list[str]:
         """What must not be, in words."""
         found = [f"two writers: {each}" for each in self.two_writers]
@@ -195,6 +216,7 @@ class Judge:
             found.append(f"done twice: commands {sorted(twice)[:10]}")
         if lost := self.lost():
             found.append(f"lost: acknowledged commands {sorted(lost)[:10]}")
+            found += [self._how_lost(number) for number in sorted(lost)[:10]]
         denied = [number for number, each in self.commands.items() if each.is_refused and number in there]
         if denied:
             found.append(f"refused, and done: commands {denied[:10]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
 from spread.hub.errors import HubUnavailable
 from spread.node import App, Member, Owned, command, owns
@@ -148,6 +148,27 @@ def test_a_command_that_ends_after_the_state_was_taken_is_not_called_done() -> N
             save(*arguments).chainDeferred(ends)
         stage.wait(stopped, 3)
         assert client.rpc(f"{channel}/add", seconds=1) == 2
+
+
+def test_a_state_that_is_handed_over_is_saved_in_the_end() -> None:
+    """The hub, or this shard, was slow for a moment; nobody has died, so nothing is lost."""
+    with Stage(Keeper, OPEN, shards=2) as stage:
+        client = stage.client(user="ann", shard=0)
+        names = [f"match:{number}" for number in range(8)]
+        for name in names:
+            client.subscribe(name)
+        stage.advance(1.1)
+        channel = next(name for name in names if owner_of(stage, name) == 0)
+        assert client.rpc(f"{channel}/add", seconds=1) == 1
+        hub: Any = stage.shards[0].hub
+        save, fails = hub.save_state, [HubUnavailable("fake", "slow")] * 8
+
+        def saved(*arguments: Any) -> Deferred[None]:
+            return fail(fails.pop()) if fails else save(*arguments)
+
+        hub.save_state = saved
+        stage.wait(Deferred.fromCoroutine(stage.shards[0].host.stop()), 3)
+        assert client.rpc(f"{channel}/add", seconds=2) == 2
 
 
 def test_a_command_that_ends_while_it_is_waited_for_is_done() -> None:
