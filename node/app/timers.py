@@ -103,12 +103,12 @@ class Timers:
         return self._add(app, method, args, 0.0, max(0.0, seconds))
 
     def _add(self, app: App, method: Call, args: tuple[Any, ...], period: float, seconds: float) -> Handle:
+        if not callable(method):
+            raise TypeError(f"a timer calls a method or function, not {method!r}")
         held = vars(app).get(HELD)
         # Those that are held may take the place of others; all of them are counted by ``check``.
         if len(self.all if held is None else held) >= self._limit:
             raise RuntimeError(f"there are {self._limit} timers already, which is app.max_timers")
-        if not callable(method):
-            raise TypeError(f"a timer calls a method or function, not {method!r}")
         name = getattr(method, "__name__", type(method).__name__)
         # By its name, so that nothing of the old version is held, and the new one's is called.
         is_own = _is_app(getattr(method, "__self__", None)) and callable(getattr(type(app), name, None))

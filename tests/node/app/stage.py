@@ -63,6 +63,10 @@ def loaded(app_class: type[App]) -> Loaded:
     return Loaded(app_class, "1", (), 0)
 
 
+def _load() -> Load:
+    return Load(clients=0, channels=0, addresses={}, ready=True)
+
+
 class Troupe:
     """A city whose shards all run this app.
 
@@ -109,7 +113,7 @@ class Troupe:
                 )
             )
             shard.hub.claim(number + 1, identity(f"{number + 1:016x}"))
-            shard.hub.enter(Load, lambda incumbent: None)
+            shard.hub.enter(_load, lambda incumbent: None)
 
     @property
     def host(self) -> AppHost:
@@ -186,7 +190,9 @@ def log_of(namespace: str = "spread.node.app") -> Iterator[list[str]]:
     lines: list[str] = []
 
     def observe(event: LogEvent) -> None:
-        if "log_failure" in event or str(event.get("log_namespace", "")).startswith(namespace):
+        if "log_failure" in event:
+            lines.append(event["log_failure"].getTraceback())
+        elif str(event.get("log_namespace", "")).startswith(namespace):
             lines.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)

@@ -1,0 +1,97 @@
+"""What holds up the reactor: named by its line, and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from spread.node.app.marks import rpc
+from tests.node.app.stage import Cast, Troupe, log_of
+
+BLOCK, END = 0.05, 0.15
+
+
+class Heavy(Cast):
+    ended = False
+
+    def busy(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    @rpc("busy")
+    def is_busy(self, client: Any, seconds: float) -> str:
+        self.busy(seconds)
+        return "done"
+
+    @rpc("stubborn")
+    def stubborn(self, client: Any) -> None:
+        while True:
+            with suppress(Exception):
+                self.busy(60.0)
+
+    @rpc("later")
+    async def later(self, client: Any, seconds: float) -> str:
+        await self.call_shard(1, "nothing") if seconds < 0 else None
+        self.busy(seconds)
+        return "done"
+
+    @rpc("nested")
+    def nested(self, client: Any) -> str:
+        client.subscribe("a")
+        return "goes on"
+
+    def subscribed(self, client: Any, channel: str) -> None:
+        self.busy(60.0)
+
+    def disconnected(self, client: Any, reason: str) -> None:
+        Heavy.ended = True
+
+
+@pytest.fixture
+def troupe() -> Iterator[Troupe]:
+    troupe = Troupe(Heavy, app={"block_seconds": BLOCK, "hook_seconds": END})
+    troupe.host.watch.start()
+    yield troupe
+    troupe.host.end()
+    assert not troupe.host.watch.is_on
+
+
+def test_a_block_is_named(troupe: Troupe) -> None:
+    person = troupe.guest()
+    with log_of() as lines:
+        assert person.asks(rpc={"method": "busy", "data": 0.1})["rpc"]["data"] == "done"
+    assert len(lines) == troupe.host.watch.blocks == 1
+    assert "rpc busy holds up the shard" in lines[0] and "test_watch.py:" in lines[0]
+    assert "(while time.monotonic() < until:)" in lines[0] or "(pass)" in lines[0]
+
+
+@pytest.mark.parametrize(("method", "data"), [("busy", 60.0), ("stubborn", None), ("later", 60.0)])
+def test_what_never_ends_is_ended(troupe: Troupe, method: str, data: Any) -> None:
+    person, other = troupe.guest(), troupe.guest()
+    with log_of() as lines:
+        error = person.asks(rpc={"method": method, "data": data})["error"]
+    assert error["code"] == 100 and person.closed is other.closed is None
+    assert f"rpc {method} holds up the shard" in lines[0]
+    assert f"rpc {method} was ended after" in lines[1] and "test_watch.py:" in lines[1]
+    stats = troupe.host.hooks.stats[f"rpc {method}"]
+    assert (stats.errors, stats.timeouts) == (0, 1)
+    assert other.asks(rpc={"method": "busy", "data": 0.0})["rpc"]["data"] == "done"
+
+
+def test_a_hook_within_a_hook_is_ended_alone(troupe: Troupe) -> None:
+    person = troupe.guest()
+    with log_of() as lines:
+        assert person.asks(rpc={"method": "nested"})["rpc"]["data"] == "goes on"
+    assert "subscribed was ended after" in lines[-1]
+    assert person.closed is None
+
+
+def test_what_runs_in_no_hook_is_left_alone(troupe: Troupe) -> None:
+    with log_of() as lines:
+        Heavy.busy(troupe.app, END * 1.5)
+    assert lines == [] and troupe.host.watch.blocks == 0
