@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from tests.live.processes import Crowd, crowd_of, home, reserved_port, resident_bytes, started
+from tests.live.processes import Crowd, Node, crowd_of, home, reserved_port, resident_bytes, started
 
 pytestmark = pytest.mark.live
 
@@ -40,11 +41,18 @@ def check_broadcast(crowd: Crowd, messages_each: int) -> None:
         assert ranked == sorted(ranked), f"client {who} heard another order"
 
 
-def test_two_hundred_clients_of_a_fleet_hear_each_other(stack: ExitStack) -> None:
+def test_two_hundred_clients_of_a_fleet_are_counted_and_hear_each_other(stack: ExitStack) -> None:
     node = started(stack, "--shard", "0-1", home=stack.enter_context(home()))
     port = node.wait_ready(2)
     assert sorted(line.split()[1] for _, line in node.ready) == ["shard=0", "shard=1"]
-    crowd = crowd_of(stack, port, 200)
+    crowd = Crowd(port, 200)
+    stack.callback(crowd.close)
+    crowd.until(lambda: all(client.lines for client in crowd.clients), 20, "greetings")
+    numbers = sorted(
+        int(bytes(client.received).decode().removeprefix("欢迎来到Spread Site,您是第").split("个")[0])
+        for client in crowd.clients
+    )
+    assert numbers == list(range(1, 201))
     check_broadcast(crowd, 5)
     assert node.stop() == 0, node.stderr()
 
@@ -71,19 +79,6 @@ def test_two_terminals_hear_each_other_and_a_third_is_told_who_holds_its_number(
     assert second.stop() == 0
 
 
-def test_greetings_count_across_shards(stack: ExitStack) -> None:
-    node = started(stack, "--shard", "0-1", home=stack.enter_context(home()))
-    port = node.wait_ready(2)
-    crowd = Crowd(port, 40)
-    stack.callback(crowd.close)
-    crowd.until(lambda: all(client.lines for client in crowd.clients), 20, "greetings")
-    numbers = sorted(
-        int(bytes(client.received).decode().removeprefix("欢迎来到Spread Site,您是第").split("个")[0])
-        for client in crowd.clients
-    )
-    assert numbers == list(range(1, 41))
-
-
 # The shape of the program the article ends with: no newline in what it sends, and an answer to whatever
 # it hears.
 ARTICLE_LIKE = """
@@ -92,9 +87,14 @@ from twisted.internet import reactor
 from twisted.internet.protocol import ClientFactory, Protocol
 
 class Hello(Protocol):
+    is_over = False
+
     def dataReceived(self, data):
         print("got message: ", data.decode("utf8"), flush=True)
         reactor.callLater(0.5, self.say_hello)
+        if b"hello" in data and not self.is_over:
+            self.is_over = True
+            reactor.callLater(1.5, reactor.stop)  # when the other has its answer
 
     def say_hello(self):
         if self.transport.connected:
@@ -102,14 +102,19 @@ class Hello(Protocol):
 
 factory = ClientFactory.forProtocol(Hello)
 reactor.connectTCP("127.0.0.1", int(sys.argv[2]), factory)
-reactor.callLater(4, reactor.stop)
 reactor.run()
 """
 
 
-def test_clients_that_send_no_newline_hear_each_other(stack: ExitStack) -> None:
-    node = started(stack, "--shard", "0-1", home=stack.enter_context(home()))
-    port = node.wait_ready(2)
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Node]:
+    """Two shards that several tests share."""
+    with ExitStack() as stack:
+        yield started(stack, "--shard", "0-1", home=stack.enter_context(home()))
+
+
+def test_clients_that_send_no_newline_hear_each_other(fleet: Node) -> None:
+    port = fleet.wait_ready(2)
     programs = [
         subprocess.Popen(
             [sys.executable, "-c", ARTICLE_LIKE, name, str(port)], stdout=subprocess.PIPE, text=True
@@ -121,15 +126,14 @@ def test_clients_that_send_no_newline_hear_each_other(stack: ExitStack) -> None:
     assert "hello, I'm alice" in bob and "hello, I'm bob" not in bob
 
 
-def test_a_client_that_never_reads_is_closed_and_nobody_else_notices(stack: ExitStack) -> None:
-    node = started(stack, "--shard", "0-1", home=stack.enter_context(home()))
-    port = node.wait_ready(2)
+def test_a_client_that_never_reads_is_closed_and_nobody_else_notices(stack: ExitStack, fleet: Node) -> None:
+    port = fleet.wait_ready(2)
     deaf = Crowd(port, 1)
     stack.callback(deaf.close)
     deaf.greeted()
     crowd = crowd_of(stack, port, 6)
     publisher, *readers = crowd.clients
-    shards = node.children()
+    shards = fleet.children()
     before = {number: resident_bytes(pid) for number, pid in shards.items()}
     most = dict.fromkeys(shards, 0)
 

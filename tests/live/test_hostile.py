@@ -15,8 +15,9 @@ from tests.live.processes import Client, Crowd, Node, home, resident_bytes
 pytestmark = pytest.mark.live
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
+    """All of them meet the same shard, which must outlive them."""
     with home() as path:
         node = Node("--shard", "0", home=path)
         try:
