@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ class IdleShard:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def wait_for_clients(self, count: int) -> None:
+        """Until the shard has so many, as it says itself."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"http://127.0.0.1:{self._ports['ops']}/metrics"
+        wanted = f"\nspread_clients {float(count)}\n".encode()
+        deadline = time.monotonic() + 30
+        while True:
+            with opener.open(url, timeout=30) as answer:
+                if wanted in answer.read():
+                    return
+            assert time.monotonic() < deadline, f"the shard does not have {count} clients"
+            time.sleep(0.05)
+
     def stop(self) -> None:
         self._process.kill()
         self._process.communicate()  # closes the pipe, too
@@ -113,12 +127,12 @@ def measure(shard: IdleShard, options: argparse.Namespace) -> dict[str, float]:
         sys.exit(f"{options.clients} clients need more open files than this process may have, {hard}")
     for client in _connected(shard, options, min(WARM_UP_CLIENTS, options.clients)):
         client.close()
-    time.sleep(1.0)  # the shard has seen them go
+    shard.wait_for_clients(0)
     before = shard.resident_bytes
     cpu, began = shard.cpu_seconds, time.monotonic()
     clients = _connected(shard, options, options.clients)
     seconds, spent = time.monotonic() - began, shard.cpu_seconds - cpu
-    time.sleep(1.0)
+    shard.wait_for_clients(options.clients)
     after = shard.resident_bytes
     for client in clients:
         client.close()
