@@ -40,6 +40,7 @@ from spread.node.namespaces import Namespaces
 from spread.node.owners.owners import Owners
 from spread.node.owners.surroundings import Limits
 from spread.node.pressure import Pressure
+from spread.node.reactor import Turns
 from spread.node.session.shared import Shared
 from spread.node.settings import Settings
 from spread.node.web.site import answering, quiet_site
@@ -55,6 +56,7 @@ class Gateway:
     :param incarnation: what emulated clients know this shard by.
     :param number: that of the shard, once it has one.
     :param has_app: there is a team's own code.
+    :param turns: of the reactor, if they are counted.
     :param steady: seconds by a clock that is never set.
     """
 
@@ -76,6 +78,7 @@ class Gateway:
         number: Callable[[], int | None],
         tables: LiveTables | None = None,
         has_app: bool = False,
+        turns: Turns | None = None,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reactor = reactor
@@ -103,6 +106,7 @@ class Gateway:
                 number=number,
                 channels=channels,
                 personal=namespaces.personal_channel if personal else None,
+                turns=turns,
             )
             self.app.tables = tables
             self.owners = self.app.objects = Owners(

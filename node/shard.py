@@ -162,6 +162,7 @@ class Shard:
             number=lambda: self.number,
             tables=self.tables,
             has_app=app is not None,
+            turns=turns,
         )
         self._updating = Updating(
             reactor,

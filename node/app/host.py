@@ -48,6 +48,7 @@ from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces
 from spread.node.owners.owned import shapes_of
+from spread.node.reactor import Turns
 from spread.node.session.logic import Admitted, Answer, Party
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
@@ -153,6 +154,7 @@ class AppHost(Deeds):
     :param number: that of the shard, once it has one.
     :param channels: those of the shard, which look through the app's eyes; ``None``: they do not.
     :param personal: names the personal channel of a user; ``None``: there are none.
+    :param turns: of the reactor, if they are counted; see ``Watch``.
     """
 
     log = Logger("spread.node.app.host")
@@ -169,9 +171,10 @@ class AppHost(Deeds):
         number: Callable[[], int | None],
         channels: Channels | None = None,
         personal: Callable[[str], str] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         super().__init__(hub, control, namespaces, number, personal)
-        self.watch = Watch(settings.block_seconds, settings.hook_seconds)
+        self.watch = Watch(settings.block_seconds, settings.hook_seconds, turns)
         self.watch.is_team = self._is_team
         self.hooks = Hooks(clock, self.watch, settings.hook_seconds, settings.max_waiting_hooks)
         self.timers = Timers(clock, self._timed, lambda: self._app, settings.max_timers)

@@ -1,7 +1,8 @@
 """Who holds up the reactor: names the line of the team's code, and ends it when it goes on for too long.
 
 A thread looks every ``LOOK_SECONDS`` at what the main thread is in. That costs the main thread nothing but
-a note of each hook that it enters and leaves.
+a note of each hook that it enters and leaves. What the team's code does outside of hooks, as the callback of
+a Deferred, is found by its frames on the stack of a turn of the reactor that takes long.
 
 Ending works by a signal of our own to the main thread, whose handler raises ``HookBlocked`` if that very
 hook is still on, and if what runs is the team's code or something that it has called outside of Spread and
@@ -17,11 +18,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, perf_counter
 from types import FrameType
 from typing import Any
 
 from twisted.logger import Logger
+
+from spread.node.reactor import Turns
 
 __all__ = ["LOOK_SECONDS", "Activity", "HookBlocked", "Watch"]
 
@@ -39,14 +42,18 @@ class HookBlocked(BaseException):
 
 
 class Activity:
-    """A piece of the team's code that runs now."""
+    """A piece of the team's code that runs now.
 
-    __slots__ = ("began", "is_told", "name")
+    :param turn: when the turn of the reactor began in which it was found; 0: it was noted, not found.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("began", "is_told", "name", "turn")
+
+    def __init__(self, name: str, turn: float = 0.0) -> None:
         self.name = name
         self.began = monotonic()
         self.is_told = False
+        self.turn = turn
 
 
 class Watch:
@@ -54,18 +61,22 @@ class Watch:
 
     :param block_seconds: a piece of code that runs for so long is logged.
     :param end_seconds: and ended after so long.
+    :param turns: those of the reactor, if somebody counts them: to find what runs outside of hooks.
     """
 
     log = Logger("spread.node.app.watch")
 
-    def __init__(self, block_seconds: float, end_seconds: float) -> None:
+    def __init__(self, block_seconds: float, end_seconds: float, turns: Turns | None = None) -> None:
         self.blocks = 0
         """Pieces of code that have held up the shard."""
         self.is_team: Callable[[FrameType], bool] = lambda frame: False
         """The frame is of the team's code."""
         self._block_seconds = block_seconds
         self._end_seconds = end_seconds
+        self._turns = turns
+        self._first_turn = 0.0 if turns is None else turns.began_at
         self._now: Activity | None = None
+        self._found: Activity | None = None
         self._victim: Activity | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -127,13 +138,14 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
-            now = self._now
+            noted = self._now
+            now = noted or self._find()
             if now is None:
                 continue
             seconds = monotonic() - now.began
             if seconds >= self._block_seconds and not now.is_told:
                 place = self._place(sys._current_frames().get(self._main))
-                if self._now is not now:
+                if self._now is not noted:
                     continue
                 now.is_told = True
                 self.blocks += 1
@@ -147,6 +159,30 @@ class Watch:
                 self._victim = now
                 signal.pthread_kill(self._main, SIGNAL)
 
+    def _find(self) -> Activity | None:
+        """The team's code outside of hooks, if it runs now and did when this was last looked at."""
+        turns, found = self._turns, self._found
+        self._found = None
+        if turns is None:
+            return None
+        turn = turns.began_at
+        if turn == self._first_turn:
+            return None  # so far nobody counts them
+        if perf_counter() - turn < LOOK_SECONDS:
+            return None  # as nearly always
+        frame = sys._current_frames().get(self._main)
+        while frame is not None and not self.is_team(frame):
+            frame = frame.f_back
+        if frame is None or turns.began_at != turn:
+            return None
+        self._found = found if found is not None and found.turn == turn else Activity("a callback", turn)
+        return self._found
+
+    def _is_on_still(self, activity: Activity | None) -> bool:
+        if activity is None or not activity.turn:
+            return activity is not None and activity is self._now
+        return self._now is None and self._turns is not None and self._turns.began_at == activity.turn
+
     def _place(self, frame: FrameType | None) -> str:
         while frame is not None and not self.is_team(frame):
             frame = frame.f_back
@@ -159,8 +195,8 @@ class Watch:
     # -- the handler, on the main thread --------------------------------------------------------------------
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        now = self._now
-        if now is None or now is not self._victim:
+        now = self._victim
+        if now is None or not self._is_on_still(now):
             return
         at = frame
         while at is not None and not self.is_team(at):

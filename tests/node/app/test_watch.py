@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from time import perf_counter
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from spread.node.app.marks import rpc
+from spread.node.app.watch import HookBlocked
+from spread.node.reactor import Turns
 from tests.node.app.stage import Cast, Troupe, log_of
 
 BLOCK, END = 0.05, 0.15
@@ -89,6 +93,24 @@ def test_a_hook_within_a_hook_is_ended_alone(troupe: Troupe) -> None:
         assert person.asks(rpc={"method": "nested"})["rpc"]["data"] == "goes on"
     assert "subscribed was ended after" in lines[-1]
     assert person.closed is None
+
+
+def test_a_callback_in_a_long_turn_is_named_and_ended(troupe: Troupe) -> None:
+    """The reactor's turns tell that the main thread waits for nothing."""
+    turns = Turns()
+    watch = troupe.host.watch
+    watch.stop()
+    watch._turns, watch._first_turn = turns, 0.0
+    callback: Deferred[Any] = Deferred()
+    failed: list[Any] = []
+    callback.addCallback(lambda _: Heavy.busy(troupe.app, 60.0)).addErrback(failed.append)
+    with log_of() as lines:
+        watch.start()
+        turns.began_at = perf_counter()
+        callback.callback(None)
+        watch.stop()
+    assert failed[0].check(HookBlocked) and "a callback was ended after" in failed[0].getErrorMessage()
+    assert len(lines) == 1 and "a callback holds up the shard" in lines[0] and "test_watch.py:" in lines[0]
 
 
 def test_what_runs_in_no_hook_is_left_alone(troupe: Troupe) -> None:
