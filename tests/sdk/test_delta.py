@@ -25,7 +25,7 @@ ALPHABETS = {
     "chinese": "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年",
     "emoji": "😀😃😄😁😆😅🤣😂🙂🙃😉😊😇🥰😍🤩👍🏽🇨🇳👩\u200d👧❤\ufe0f",
 }
-EDITS = 2_500
+EDITS = 1_000
 """Of each alphabet."""
 
 PER_CALL = 50
