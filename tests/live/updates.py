@@ -44,6 +44,18 @@ GENERATIONS_MAX = 5
 
 RULES = ("pistol", "shotgun")
 
+STATE = """
+    updates = 0
+
+    def export_state(self) -> Any:
+        return self.updates + 1
+
+    def import_state(self, state: Any) -> None:
+        self.updates = state
+
+"""
+"""The arena keeps all it has in its objects; so that something else is handed over, it counts its updates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:
@@ -71,9 +83,8 @@ BROKEN = (
     Broken(
         "failing import_state",
         "arena.py",
-        "    def check(self)",
-        "    def import_state(self, state):\n        raise LookupError('where is the state?')\n\n"
-        "    def check(self)",
+        "        self.updates = state",
+        "        raise LookupError('where is the state?')",
         r"LookupError: where is the state\?",
     ),
     Broken(
@@ -176,6 +187,8 @@ class Stage:
             [*SPREAD, "tables", "build", "arena.xlsx", "-o", "tables/"], check=True, timeout=SECONDS
         )
         self.originals = {name: (self.arena / name).read_text() for name in ("arena.py", "rules.py")}
+        head, check, rest = self.originals["arena.py"].partition("    def check(self)")
+        self.originals["arena.py"] = head + STATE.lstrip("\n") + check + rest
         for broken in BROKEN:
             self.write(0, broken)
         self.version = self.write(0)

@@ -33,6 +33,9 @@ class Game(App):
 class Running(App):
     """What runs before, and after."""
 
+    def export_state(self) -> Any:
+        return {}
+
 
 class Here:
     """Loads at once."""

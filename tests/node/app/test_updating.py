@@ -142,15 +142,17 @@ def test_what_runs_is_in_the_metrics(parts: Parts) -> None:
 def test_old_code_is_collected_after_each_update(parts: Parts) -> None:
     gc.collect()
     gc.disable()  # nothing goes but by the update itself
+    gc.freeze()
     try:
         known = []
-        for number in range(2, 6):
+        for number in range(2, 5):
             parts.team.write(game=app(number))
             assert parts.update().ok
             parts.team.write(game=f"raise ValueError({number})\n")
             assert not parts.update().ok
             known.append(generations())
     finally:
+        gc.unfreeze()
         gc.enable()
     assert len(set(known[1:])) == 1
 
