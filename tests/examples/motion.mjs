@@ -6,7 +6,7 @@ const { ANGLE, DELAY_MS, direction, hue, ranked, Timeline, turned, wrongWith, X,
   await import(pathToFileURL(process.argv[2]));
 
 const player = (id, x, y, angle = 0) => [id, id, x, y, angle, 100, 0, 0];
-const state = (tick, players, more = {}) => ({ tick, time: tick * 50, players, bullets: [], events: [], ...more });
+const state = (tick, players, more = {}) => ({ tick, time: tick * 50, epoch: 1, players, bullets: [], events: [], ...more });
 const close = (value, wanted) => assert.ok(Math.abs(value - wanted) < 1e-9, `${value} is not ${wanted}`);
 
 { // Between two states, however late they came.
@@ -46,7 +46,7 @@ const close = (value, wanted) => assert.ok(Math.abs(value - wanted) < 1e-9, `${v
   for (let tick = 1; tick < 1000; tick += 1) { timeline.add(state(tick, [player("a", tick, 0)]), tick * 50); }
   timeline.add(state(998, [player("a", -1, 0)]), 999 * 50);
   assert.equal(timeline.newest.tick, 999);
-  timeline.add(state(980, [player("a", -1, 0)]), 52000);
+  timeline.add(state(980, [player("a", -1, 0)], { epoch: 2 }), 52000);
   assert.equal(timeline.newest.tick, 980);
   close(timeline.at(52000 + DELAY_MS).players[0][X], -1);
 }

@@ -122,7 +122,7 @@ class Match(Owned):
 
     def tick(self, dt: float) -> None:
         events = self.game.step(dt, self.app.tables)
-        view = self.game.view(events)
+        view = {"epoch": self.epoch, **self.game.view(events)}
         if self.game.tick % PLAN_TICKS == 0:
             view["plan"] = plan(self.app.tables)
         self.publish(view)

@@ -21,16 +21,14 @@ import argparse
 import json
 import math
 import random
-import re
 import secrets
 import signal
 import sys
 import time
-import urllib.request
-from collections import Counter
 from typing import Any
 
 import msgspec
+from books import Books, Page, Seen, histograms, p99_between
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
@@ -39,7 +37,6 @@ from spread.client.client import Client
 from spread.client.errors import ClientError
 from spread.client.subscription import Subscription
 
-TICK_MS = 50.0
 NOT_IN_MATCH = 4002
 RETRY_SECONDS = 0.2
 START_SECONDS = 0.01
@@ -55,74 +52,6 @@ NAMES = [
 ]
 
 
-class Seen(msgspec.Struct):
-    """What the books need of a state; the rest is passed over, which is quick."""
-
-    tick: int
-    time: float
-    rules: str
-
-
-class Books:
-    """What all bots have seen."""
-
-    def __init__(self) -> None:
-        self.answered = self.lost = self.doubled = self.fallen_back = self.unknown = self.refused = 0
-        self.fell_by = 0
-        self.disconnects: list[str] = []
-        self.states = 0
-        self.rules: Counter[str] = Counter()
-        self.gaps: list[float] = []
-        self.round_trips: list[float] = []
-        self.jitter: list[float] = []
-        self.errors: Counter[str] = Counter()
-        self.ticks: dict[str, Seen] = {}
-        self.late_p99: float | None = None
-
-    def state(self, match: str, seen: Seen) -> None:
-        """A bot has seen a state of a match."""
-        if seen.rules not in self.rules:
-            sys.stderr.write(f"rules {seen.rules}\n")
-        self.states += 1
-        self.rules[seen.rules] += 1
-        self._tick(match, seen)
-
-    def _tick(self, match: str, seen: Seen) -> None:
-        last = self.ticks.get(match)
-        if last is not None and seen.tick == last.tick + 1:
-            self.jitter.append(abs(seen.time - last.time - TICK_MS))
-        if last is None or seen.tick > last.tick or seen.tick < last.tick - 1000 / TICK_MS:
-            self.ticks[match] = seen
-
-    def told(self) -> dict[str, Any]:
-        """All of it, for people and programs."""
-        return {
-            "answered": self.answered,
-            "lost": self.lost,
-            "doubled": self.doubled,
-            "unknown": self.unknown,
-            "refused": self.refused,
-            "fallen_back": self.fallen_back,
-            "fell_by_most": self.fell_by,
-            "disconnects": len(self.disconnects),
-            "why": self.disconnects[:3],
-            "errors": self.errors,
-            "matches": len(self.ticks),
-            "states": self.states,
-            "rules": self.rules,
-            "ms_tick_late_p99": self.late_p99,
-            "ms_tick_jitter": _shares(self.jitter),
-            "ms_between_states": _shares(self.gaps),
-            "ms_to_answer": _shares(self.round_trips),
-        }
-
-
-def _shares(values: list[float]) -> dict[str, float]:
-    values.sort()
-    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {name: round(values[int((len(values) - 1) * share)], 1) for name, share in at.items() if values}
-
-
 class Bot:
     """One player."""
 
@@ -133,8 +62,7 @@ class Bot:
         self._match = ""
         self._subscription: Subscription | None = None
         self._id = ""
-        self._done = self._epoch = 0
-        self._doubt = 0  # commands that may have been done or not
+        self._page = Page()
         self._state = b""
         self._seen_at = 0.0
         self._is_in = self._has_been = self._is_over = False
@@ -168,7 +96,7 @@ class Bot:
             if match != self._match or self._subscription is None:
                 if self._subscription is not None:
                     await self.client.remove_subscription(self._subscription)
-                self._match, self._done, self._epoch, self._doubt = match, 0, 0, 0
+                self._match, self._page = match, Page()
                 self._subscription = self.client.new_subscription(match)
                 self._subscription.on_publication(self._seen)
             await self._subscription.subscribe()
@@ -213,25 +141,11 @@ class Bot:
                 books.refused += 1
                 self._is_in = False
             else:
-                books.unknown += 1
-                self._doubt += 1
+                books.silence(self._page)
             return None
         books.round_trips.append((time.perf_counter() - began) * 1000)
-        books.answered += 1
-        self._judge(answer["done"], answer["epoch"])
+        books.answer(self._page, answer["done"], answer["epoch"])
         return answer
-
-    def _judge(self, done: int, epoch: int) -> None:
-        books = self._books
-        missing, surplus = self._done + 1 - done, done - (self._done + 1 + self._doubt)
-        if missing > 0 and epoch > self._epoch:
-            books.fallen_back += 1
-            books.fell_by = max(books.fell_by, missing)
-        elif missing > 0:
-            books.lost += missing
-        elif surplus > 0:
-            books.doubled += surplus
-        self._done, self._epoch, self._doubt = done, epoch, 0
 
     def _seen(self, publication: Any) -> None:
         now = time.perf_counter()
@@ -254,54 +168,6 @@ class Bot:
 
 def _far(one: list[Any], other: list[Any]) -> float:
     return math.hypot(one[2] - other[2], one[3] - other[3])
-
-
-# -- what the shards say of themselves -------------------------------------------------------------------
-
-Histogram = dict[float, float]
-"""Of ticks: how many were late by so many seconds at most."""
-
-_BUCKET = re.compile(r'^spread_tick_late_seconds_bucket\{le="([^"]+)"\} (\S+)$', re.MULTILINE)
-_PORTS = re.compile(r"([^:]+):(\d+)(?:-(\d+))?")
-
-
-def histograms(ops: str) -> list[Histogram]:
-    """Of all shards whose ops ports are in ``HOST:FIRST-LAST``; those that do not answer have none."""
-    found = _PORTS.fullmatch(ops)
-    if found is None:
-        return []
-    host, first, last = found[1], int(found[2]), int(found[3] or found[2])
-    return [_histogram(f"http://{host}:{port}/metrics") for port in range(first, last + 1)]
-
-
-def _histogram(url: str) -> Histogram:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            text = answer.read().decode()
-    except OSError:
-        return {}
-    return {float(bound): float(count) for bound, count in _BUCKET.findall(text)}
-
-
-def p99_between(before: list[Histogram], after: list[Histogram]) -> float | None:
-    """In milliseconds, of the ticks between two readings; ``None``: nobody told of any."""
-    counts: dict[float, float] = {}
-    for old, new in zip(before, after, strict=True):
-        has_begun_anew = any(new.get(bound, 0) < count for bound, count in old.items())
-        for bound, count in new.items():
-            fresh = count - (0 if has_begun_anew else old.get(bound, 0))
-            counts[bound] = counts.get(bound, 0) + fresh
-    wanted = 0.99 * counts.get(math.inf, 0)
-    if not wanted:
-        return None
-    below, under = 0.0, 0.0
-    for bound, count in sorted(counts.items()):
-        if count >= wanted:
-            if bound == math.inf:
-                break
-            return round((below + (bound - below) * (wanted - under) / (count - under)) * 1000, 2)
-        below, under = bound, count
-    return round(below * 1000, 2)
 
 
 # -- all of them -----------------------------------------------------------------------------------------

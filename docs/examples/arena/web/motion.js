@@ -12,13 +12,11 @@ export class Timeline {
   #events = [];
   #behind = null; // how far the shard's clock is behind ours, at the quickest delivery lately
 
-  /** A state has come. One that is older than the last is passed over, unless the match has fallen back. */
+  /** A state has come. One that is not newer is passed over; a new owner may begin with an older one. */
   add(state, now) {
     const last = this.#states.at(-1);
-    if (last && state.tick <= last.tick) {
-      if (last.tick - state.tick < 5) { return; }
-      this.clear();
-    }
+    if (last && state.epoch === last.epoch && state.tick <= last.tick) { return; }
+    if (last && state.epoch !== last.epoch) { this.clear(); }
     const behind = now - state.time;
     const isNew = this.#behind === null || Math.abs(behind - this.#behind) > 2000;
     // A quicker delivery counts at once; slower ones little by little, since clocks differ a bit.
