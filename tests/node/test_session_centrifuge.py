@@ -838,6 +838,19 @@ def test_unasked_pongs_are_no_matter() -> None:
     assert ann.closed is None
 
 
+def test_no_pong_while_the_shard_stood_still() -> None:
+    """What the client has said meanwhile is not read yet."""
+    city = City()
+    ann, bob = city.guest(), city.guest()
+    while {} not in ann.told:
+        city.turn(0.25)
+    city.clock.advance(15.0)
+    ann.says({})
+    assert ann.closed is bob.closed is None
+    city.turn(8.5)
+    assert ann.closed is None and bob.closed == (3012, "no pong")
+
+
 def test_pings_may_be_off() -> None:
     city = City(ping_interval=-1.0)
     ann = city.guest()

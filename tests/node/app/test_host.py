@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from spread.node.app.app import App
+from spread.node.app.deeds import KIND, without_app
 from spread.node.app.host import construct, look_at
 from spread.node.app.marks import every, remote, rpc
 from spread.node.app.values import DROP, Disconnect, Identity, Refuse, RemoteError, Subscribing
@@ -439,6 +440,12 @@ def test_methods_of_other_shards() -> None:
         troupe.result(app.call_shard(2, "large", 1_200_000))
     with pytest.raises(RemoteError, match="no @remote 'newer'"):
         troupe.result(app.call_shard(None, "newer"))
+    # A shard without an app has none of them, as one that was not updated yet.
+    troupe.city.shards[0].control.on(KIND, without_app)
+    assert troupe.result(app.call_shard(None, "hello", 3)) == [[2, 3]]
+    with pytest.raises(RemoteError, match="this shard runs no app"):
+        troupe.result(app.call_shard(1, "hello"))
+    troupe.city.shards[0].control.on(KIND, troupe.host._called)
     troupe.swap(Farther, shard=1)
     assert troupe.result(app.call_shard(None, "newer")) == [2], "those that have it"
     with pytest.raises(RemoteError, match="of shard 1 has no @remote"):
