@@ -211,7 +211,10 @@ class App:
         )
 
     def broadcast(self, channels: Iterable[str], data: Any) -> Deferred[list[Position | None]]:
-        """Publish the same to several channels; fails if one of them cannot be had."""
+        """Publish the same to several channels; fails if one of them cannot be had.
+
+        :raises LookupError: at once, if one has no namespace; then nothing is published.
+        """
         return self._does.broadcast(channels, data)
 
     def history(

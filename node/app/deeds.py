@@ -30,6 +30,7 @@ from spread.node.app.values import (
     Refuse,
     RemoteError,
     Subscribing,
+    is_text,
 )
 from spread.node.codes import Disconnect as DisconnectCode
 from spread.node.control import ANSWER_MAX_BYTES, Control, Override, SubscribeOptions
@@ -83,7 +84,9 @@ class Deeds:
     # -- channels -------------------------------------------------------------------------------------------
 
     def _options(self, channel: str) -> ChannelOptions:
-        if not channel or self._namespaces.is_too_long(channel):
+        if not isinstance(channel, str) or not channel or not is_text(channel):
+            raise LookupError(f"{channel!r:.64} is no channel")
+        if self._namespaces.is_too_long(channel):
             raise LookupError(f"{channel[:64]!r} is no channel")
         options = self._namespaces.options(channel)
         if options is None:
@@ -110,6 +113,11 @@ class Deeds:
             more["exclude"] = excluded
         if fence is not None:
             more["fence"] = fence
+        if tags or idempotency_key != "":
+            # What no shard could read must not be sent to them.
+            words = [idempotency_key, *(word for pair in (tags or {}).items() for word in pair)]
+            if not all(isinstance(word, str) and is_text(word) for word in words):
+                raise TypeError("tags and idempotency_key are texts")
         return self._hub.publish(
             channel,
             encoded(data, "publish"),
@@ -126,7 +134,10 @@ class Deeds:
 
     def broadcast(self, channels: Iterable[str], data: Any) -> Deferred[list[Position | None]]:
         """See ``App.broadcast``."""
-        published = [self.publish(channel, data) for channel in channels]
+        names = list(channels)
+        for channel in names:
+            self._options(channel)  # before anything is published
+        published = [self.publish(channel, data) for channel in names]
         return gatherResults(published, consumeErrors=True).addErrback(_first)
 
     def history(self, channel: str, limit: int, since: Position | None, reverse: bool) -> Deferred[Page]:

@@ -37,6 +37,9 @@ BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 ERRORS_PER_SECOND = 20.0
 """Errors of hooks in the log; what is above is counted, and the count is told with the next."""
 
+LOG_MAX_CHARACTERS = 20_000
+"""Of one error in the log; of a longer text, which an exception may have, the middle is left out."""
+
 MAX_NAMES = 500
 """Hooks, methods and timers that are counted each by its name; all others as ``OTHERS``."""
 
@@ -274,6 +277,9 @@ class Hooks:
             self._unlogged += 1
             return
         unlogged, self._unlogged = self._unlogged, 0
+        if len(text) > LOG_MAX_CHARACTERS:
+            half = LOG_MAX_CHARACTERS // 2
+            text = f"{text[:half]} … {text[-half:]}"
         self.log.error(
             "{hook}{of}: {text}{more}",
             hook=hook,

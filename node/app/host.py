@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from inspect import getattr_static
+from inspect import getattr_static, iscoroutine
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol, cast
 
@@ -515,9 +515,11 @@ def _granted(value: Any) -> Grant | None:
 
 
 def _key(value: Any) -> Hashable | None:
-    if isinstance(value, Deferred) or not _is_hashable(value):
-        if isinstance(value, Deferred):
-            value.addErrback(lambda failure: None)
+    if iscoroutine(value):
+        value.close()
+    if isinstance(value, Deferred):
+        value.addErrback(lambda failure: None)
+    if isinstance(value, Deferred) or iscoroutine(value) or not _is_hashable(value):
         raise Nonsense("view", value, "at once what can be a key of a dictionary")
     view: Hashable | None = value
     return view

@@ -101,7 +101,8 @@ DROP: Final = _Drop()
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Given back by ``connecting``: who a client is."""
+    """Given back by ``connecting``: who a client is. Of this, one of the text protocol has only ``user`` and
+    ``info``."""
 
     user: str
     """"": an anonymous one."""

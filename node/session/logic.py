@@ -80,8 +80,8 @@ class Party(Protocol):
 
     def subscribe(self, channel: str, grant: Grant) -> Deferred[int]:
         """Make it a member without asking; 1, or 0 if it is one already, has gone, or cannot be: there is no
-        such namespace, or it is in too many channels. A text client, which is in one channel at a time, leaves
-        its own; it cannot be while it is on its way into another, or waits for ``publishing``."""
+        such namespace, or it is in too many channels. A text client, which is in one channel at a time,
+        leaves its own; it cannot be while it is on its way into another, or waits for ``publishing``."""
         ...
 
     def leave(self, channel: str) -> bool:

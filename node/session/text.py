@@ -204,7 +204,7 @@ class Session(TextParty):
         self._enter(channel)
         self.state = SessionState.OPEN
         self.outbox.write(self._shared.text.greeting.format(number=number).encode() + b"\n")
-        if self._shared.logic is not None:
+        if self._shared.logic is not None and self._is_alive:
             self._shared.logic.connected(self)
             self._shared.logic.subscribed(self, channel.name)
 
@@ -377,6 +377,9 @@ class Session(TextParty):
 
     def _joined(self, channel: Channel) -> None:
         self._leave_channel()
+        if not self._is_alive:  # a hook has ended it
+            self._shared.channels.leave(self, channel)
+            return
         self._enter(channel)
         if self._shared.logic is not None:
             self._shared.logic.subscribed(self, channel.name)

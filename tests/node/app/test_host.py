@@ -498,6 +498,27 @@ def test_a_client_that_goes_while_it_is_brought_somewhere() -> None:
     assert results == [False, False]
 
 
+def test_what_no_shard_could_read_is_not_published() -> None:
+    app = Troupe(Cast, channels=namespaces(room={})).app
+    for channel in ("", "\ud800", 5, "nowhere:1", "x" * 5000):
+        with pytest.raises(LookupError):
+            app.publish(channel, 1)
+        with pytest.raises(LookupError):
+            app.broadcast(["room:1", channel], 1)
+    for how in ({"tags": {"a": 1}}, {"tags": {"\ud800": "a"}}, {"idempotency_key": 5}):
+        with pytest.raises(TypeError):
+            app.publish("room:1", 1, **how)
+    with pytest.raises(Exception, match="publish has given object"):
+        app.publish("room:1", object())
+
+
+def test_an_error_with_a_long_text_does_not_fill_the_log() -> None:
+    troupe = bold(raising(ValueError("x" * 1_000_000)))
+    with log_of() as lines:
+        troupe.guest().asks(subscribe={"channel": "act"})
+    assert len(lines) == 1 and len(lines[0]) < 21_000
+
+
 def test_raised_for_others() -> None:
     troupe = bold(raising(Disconnect(4500, "bye")))
     person = troupe.guest()

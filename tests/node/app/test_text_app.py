@@ -223,6 +223,19 @@ def test_a_hook_ends_its_own_client(hook: str) -> None:
     assert not len(troupe.city.shards[0].channels)
 
 
+def test_a_hook_ends_it_on_its_way(troupe: Troupe) -> None:
+    person = troupe.text()
+    troupe.app.__class__.unsubscribed = lambda self, client, channel: client.disconnect(4001, "out")
+    try:
+        says(person, "/join attic")
+        troupe.turn()
+    finally:
+        del troupe.app.__class__.unsubscribed
+    assert person.heard == ["hi 1", "error: out"] and list(troupe.client(person).channels) == []
+    troupe.turn(5.0)
+    assert not len(troupe.city.shards[0].channels)
+
+
 def test_it_is_known_and_brought_elsewhere(troupe: Troupe) -> None:
     seen: list[Any] = []
     person = troupe.text()
