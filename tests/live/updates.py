@@ -18,6 +18,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,6 +150,8 @@ class Outcome:
     books: dict[str, Any] = field(default_factory=dict)
     """What the bots tell."""
     faults: list[str] = field(default_factory=list)
+    log: str = ""
+    """Of all shards."""
 
     def wrong(self) -> list[str]:
         """What must not be, in words."""
@@ -276,10 +279,9 @@ def run(plan: Plan) -> Outcome:
     with ExitStack() as stack:
         stage = Stage(stack, plan)
         outcome.versions.add(stage.version)
-        seconds = 10 + plan.bots * 0.03 + plan.updates * plan.every_seconds + 5
         bots = subprocess.Popen(
             [
-                *(sys.executable, "bots.py", "--bots", str(plan.bots), "--seconds", f"{seconds:g}"),
+                *(sys.executable, "bots.py", "--bots", str(plan.bots), "--seconds", "86400"),
                 *("--rate", f"{plan.rate:g}", "--json", "--server", f"ws://{stage.http}"),
                 *("--ops", f"127.0.0.1:{stage.ops}-{stage.ops + plan.shards - 1}"),
             ],
@@ -301,8 +303,10 @@ def run(plan: Plan) -> Outcome:
             print(_line(f"{number} {update.what}", *_told(update)), flush=True)
             for what in update.wrong:
                 print(f"    {what}", flush=True)
+        time.sleep(plan.every_seconds)  # for the last version to be seen
         try:
-            told, errors = bots.communicate(timeout=seconds + SECONDS)
+            bots.send_signal(signal.SIGINT)
+            told, errors = bots.communicate(timeout=SECONDS)
             outcome.books = json.loads(told.splitlines()[-1])
         except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
             bots.kill()
@@ -316,6 +320,7 @@ def run(plan: Plan) -> Outcome:
             outcome.faults.append("a shard has died")
         if stage.node.stop() != 0:
             outcome.faults.append(f"the shards did not end well: {stage.node.stderr()[-2000:]}")
+        outcome.log = stage.node.stderr()
     return outcome
 
 
@@ -390,6 +395,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=Plan().rate, help="commands a second of each bot")
     parser.add_argument("--every", type=float, default=Plan().every_seconds, help="seconds between updates")
     parser.add_argument("--shards", type=int, default=Plan().shards)
+    parser.add_argument("--log", type=Path, help="a file for what the shards have logged")
     options = parser.parse_args()
     outcome = run(
         Plan(
@@ -401,6 +407,8 @@ def main() -> int:
         )
     )
     print(table(outcome))
+    if options.log is not None:
+        options.log.write_text(outcome.log)
     wrong = outcome.wrong()
     print("\n".join(wrong), file=sys.stderr)
     return int(bool(wrong))
