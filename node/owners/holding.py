@@ -48,6 +48,9 @@ HUB_SECONDS = 2.0
 CLOSE_SECONDS = 10.0
 """So long it is tried to save the last state of an object, while the hub is away."""
 
+SNAPSHOT_SHARE = 0.9
+"""Of the time that a snapshot may be old, after which the next is taken: it has to be made, and to arrive."""
+
 log = Logger("spread.node.owners")
 
 
@@ -316,7 +319,7 @@ class Holding:
     def _again_snapshot(self, *, is_first: bool = False) -> None:
         running = self.running
         if running is not None and self.state is State.OPEN:
-            seconds = running.shape.cls.snapshot_seconds or AGAIN_SECONDS
+            seconds = (running.shape.cls.snapshot_seconds or AGAIN_SECONDS) * SNAPSHOT_SHARE
             if is_first:  # of objects that were made together not all are to be saved together
                 seconds *= crc32(self.channel.encode()) / (1 << 32)
             self._snapshots = self._around.clock.callLater(seconds, self._snapshot)
