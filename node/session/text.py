@@ -51,6 +51,9 @@ __all__ = ["Edge", "Session", "SessionState", "Surroundings"]
 
 T = TypeVar("T")
 
+REST_SECONDS = 60.0
+"""How long the team's code may think, in all, about what a client has said that has gone."""
+
 COUNT_AGAIN_SECONDS = 0.25
 """Pause before the hub is asked again for the number of a new client."""
 
@@ -502,11 +505,14 @@ class Session(TextParty):
                 rate=self._rate,
                 lost=self._lost_message,
             )
-            Deferred.fromCoroutine(rest).addErrback(self._lost_message)
+            published = Deferred.fromCoroutine(rest)
+            published.addTimeout(REST_SECONDS, cast(Any, self._shared.clock))
+            published.addErrback(self._lost_message)
 
     def _lost_message(self, failure: Failure) -> None:
-        failure.trap(HubError, Refused, Ended)
-        self._shared.counters.publish_errors += 1
+        if not failure.check(Refused, Ended):  # what the team's code does not want is no error
+            failure.trap(HubError, TimeoutError)
+            self._shared.counters.publish_errors += 1
 
     def _leave(self) -> None:
         busy, self._busy = self._busy, None

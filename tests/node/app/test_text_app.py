@@ -140,6 +140,16 @@ def test_one_that_never_is_answered_holds_up_its_own_alone(troupe: Troupe, liste
     assert listener.heard == ["after"] and "has not answered" in lines[0]
 
 
+def test_what_never_ends_is_given_up(troupe: Troupe, listener: Any) -> None:
+    person = troupe.text()
+    says(person, *(f"wait {number}" for number in range(100)))
+    person.session.lost()
+    with log_of():
+        troupe.turn(70.0)
+    assert len(troupe.app.asked) < 20 and troupe.host.hooks.waiting == 0
+    assert listener.heard == []
+
+
 def test_who_is_banned_says_nothing_more(troupe: Troupe, listener: Any) -> None:
     person = troupe.text()
     says(person, "wait", "ban", "after")
