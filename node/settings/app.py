@@ -38,7 +38,7 @@ class AppSettings(Section, frozen=True, kw_only=True):
         Seconds,
         Meta(
             description="How long a hook of the application may take; then its client gets error 100. The "
-            "hub's time, `hub.publish_seconds`, begins when the hook is done; `connecting` also ends with "
+            "hub's time, `hub.publish_seconds`, begins after the hook; `connecting` also ends with "
             "`client.stale_close_delay`."
         ),
     ] = 5.0

@@ -96,8 +96,11 @@ def test_what_the_package_imports_is_a_dependency_of_the_project() -> None:
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module)
     tops = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - {"spread"}
+    project = PROJECT["project"]
+    # Who uses what an extra is for without it is told so.
+    extras = [one for name, all_ in project["optional-dependencies"].items() if name != "dev" for one in all_]
     declared = {
-        re.split(r"[^\w.-]", one)[0].lower().replace("_", "-") for one in PROJECT["project"]["dependencies"]
+        re.split(r"[^\w.-]", one)[0].lower().replace("_", "-") for one in (*project["dependencies"], *extras)
     }
     installed = packages_distributions()
     missing = {
