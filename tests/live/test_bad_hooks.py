@@ -237,4 +237,5 @@ def test_one_client_is_told_and_the_others_notice_nothing(
     shard.until(lambda: shard.bystander.wire.pings > 1, "pings go on")
     assert shard.bystander.wire.closed is None
     shard.wires.close()
+    shard.crowd.close()
     assert shard.node.stop() == 0
