@@ -4,6 +4,7 @@ runs in other processes, so nothing here needs a reactor."""
 from __future__ import annotations
 
 import os
+import random
 import re
 import selectors
 import shutil
@@ -53,16 +54,17 @@ def reserved_port() -> tuple[socket.socket, int]:
 
 
 def ports_in_a_row(count: int) -> int:
-    """The first of so many free ports, one after the other."""
+    """The first of so many free ports, one after the other.
+
+    Below those that the system gives to connections, so that none of them takes one meanwhile.
+    """
     while True:
+        port = random.randrange(20000, 32000)
         with ExitStack() as stack:
-            port = 0
             try:
                 for each in range(count):
-                    sock = stack.enter_context(socket.socket())
-                    sock.bind(("127.0.0.1", port + each if port else 0))
-                    port = port or sock.getsockname()[1]
-            except (OSError, OverflowError):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + each))
+            except OSError:
                 continue
             return port
 

@@ -6,7 +6,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.processes import READY, Node, home, until
+from tests.live.processes import READY, Node, home, ports_in_a_row, until
 from tests.live.wires import Wire, Wires
 
 pytestmark = pytest.mark.live
@@ -111,7 +110,7 @@ class Field:
         self.directory = directory
         self.write("rules.py", "RULES = 'first'\n")
         self.write("game.py", GAME)
-        self.ops = _two_ports()
+        self.ops = ports_in_a_row(2)
         self.node = Node(
             *("--shard", "0-1", "--app", "game:Game", "--ops", f"127.0.0.1:{self.ops}"),
             *("--app-load-seconds", "1", "--client-allow-anonymous-connect-without-token"),
@@ -181,19 +180,6 @@ class Field:
         for player in self.players:
             player.wire.say({"id": 1_000_000, "rpc": {"method": "total"}})
         self.until(lambda: all(player.total for player in self.players), "the totals")
-
-
-def _two_ports() -> int:
-    """A free port whose successor is free as well."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            try:
-                two.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 @pytest.fixture
