@@ -404,11 +404,12 @@ class CentrifugeSession(CentrifugeParty):
         """Refuse a command; too many of that end the connection.
 
         Error 100 is no fault of the client's, and is not counted against it: while the hub is away, everybody
-        who goes on publishing gets many.
+        who goes on publishing gets many. Nor are those with codes of an app's own: "not your turn" is a move
+        in its game.
         """
         self.shared.counters.errors[error.code] = self.shared.counters.errors.get(error.code, 0) + 1
         self.write(Reply(id, messages.Error(error.code, error.message, error.temporary)))
-        if error is codes.INTERNAL_ERROR:
+        if error is codes.INTERNAL_ERROR or error.code not in codes.ERRORS:
             return
         now = self.shared.clock.seconds()
         if now - self._errors_since >= ERRORS_SECONDS:

@@ -229,8 +229,8 @@ class ClientSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="Spread's own. Errors, other than 100, that one connection may be answered in a "
-            "minute; one more closes it with 3509. 0: no limit.",
+            description="Spread's own. Errors of the protocol, other than 100, that one connection may be "
+            "answered in a minute; one more closes it with 3509. 0: no limit.",
         ),
     ] = 300
     max_unacknowledged_commands: Annotated[

@@ -128,6 +128,16 @@ def test_a_method_that_there_is_not(troupe: Troupe) -> None:
     )
 
 
+def test_refusals_of_the_app_are_part_of_its_game() -> None:
+    troupe = Troupe(Game, errors_limit=3)
+    person = troupe.guest()
+    for _ in range(10):
+        assert calls(person, "wrong", 4001)["code"] == 4001
+    for _ in range(4):
+        calls(person, "nope")
+    assert person.closed == (3509, "too many errors")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_way_to_answer(troupe: Troupe, kind: str) -> None:
     person = troupe.guest()
