@@ -32,7 +32,7 @@ OTHER_FLAGS = {
 OTHER_COMMANDS = re.compile(
     r"--(scale|cov|user|requirepass|rm|build|sentinel|now|appendonly"  # of other programs
     r"|clients|transport|protocol|subscribe|frames|seed|target|faults|seconds|rate"  # python -m tests.…
-    r"|kills|stops|updates|bots"
+    r"|kills|stops|updates|bots|channels|tick-seconds"
     r"|kill-whom)\b"
 )
 
