@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from spread.hub.api import Format
 from spread.node.app.app import App
+from spread.node.app.data import decoded, payload_of
 from spread.node.app.deeds import KIND, without_app
 from spread.node.app.host import construct, look_at
 from spread.node.app.marks import every, remote, rpc
 from spread.node.app.values import DROP, Disconnect, Identity, Refuse, RemoteError, Subscribing
+from spread.node.session.shared import Refused
 from tests.node.app.stage import KINDS, Cast, Troupe, answered, loaded, log_of
 from tests.node.people import namespaces
 
@@ -257,6 +260,13 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
     assert troupe.guest().subscribes("a") == {}
 
 
+def test_deep_data_of_other_protocols() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(Refused):
+        payload_of(deep, Format.JSON)
+    assert decoded(deep) == deep
+
+
 # -- ends, in the middle of it -------------------------------------------------------------------------------
 
 
@@ -285,18 +295,37 @@ def test_a_hook_ends_its_own_client(kind: str) -> None:
     assert not troupe.city.shards[0].channels.get("act")
 
 
+def test_who_is_let_in_and_sent_away_at_once_is_nowhere() -> None:
+    def act(client: Any) -> Any:
+        client.disconnect(4001, "out")
+        return Identity(user="ann", channels=["hall"])
+
+    troupe = bold(act)
+    assert arrives(troupe).closed == (4001, "out")
+    assert not troupe.city.shards[0].channels.get("hall") and troupe.app.told == []
+
+
 def test_connected_may_leave_a_channel_and_is_not_told_that_it_is_there() -> None:
     class Restless(Bold):
         def connected(self, client: Any) -> None:
             super().connected(client)
             client.unsubscribe("hall")
 
-        act = staticmethod(lambda client: Identity(user="a", channels=["hall", "yard"]))
+        def subscribed(self, client: Any, channel: str) -> None:
+            super().subscribed(client, channel)
+            client.unsubscribe("attic")
+
+        act = staticmethod(lambda client: Identity(user="a", channels=["hall", "yard", "attic"]))
 
     troupe = Troupe(Restless)
     person = arrives(troupe)
     told = [each[:1] + each[2:] for each in troupe.app.told]
-    assert told == [("connected",), ("unsubscribed", "hall"), ("subscribed", "yard")]
+    assert told == [
+        ("connected",),
+        ("unsubscribed", "hall"),
+        ("subscribed", "yard"),
+        ("unsubscribed", "attic"),
+    ]
     assert list(troupe.client(person).channels) == ["yard"]
 
 
