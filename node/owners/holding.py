@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
+from math import ceil
 from typing import Any, cast
 from zlib import crc32
 
@@ -104,6 +105,7 @@ class Holding:
         self._is_saving = False
         self._kept = b""
         self._kept_at = 0.0
+        self._kept_for = 0
         around.counters.objects += 1
 
     @property
@@ -335,11 +337,24 @@ class Holding:
             and self.may_act
         ):
             state = self._frozen()
-            is_fresh = around.steady() < self._kept_at + around.limits.snapshot_ttl_seconds / 2
+            ttl = self._ttl_seconds(running)
+            is_fresh = ttl == self._kept_for and around.steady() < self._kept_at + ttl / 2
             if state is not None and not (state == self._kept and is_fresh):
                 self._is_saving = True
                 self._go(self._save(state))
         self._again_snapshot()
+
+    def _ttl_seconds(self, running: Running) -> int:
+        """How long the state is kept, unless it is saved again.
+
+        Where nobody is in the channel, no longer than its object and ``keep_seconds``: its shard may not live
+        to say that it has gone, and no other one takes over where nobody is.
+        """
+        most = self._around.limits.snapshot_ttl_seconds
+        if running.members:
+            return most
+        cls = running.shape.cls
+        return min(most, max(1, ceil(cls.linger_seconds + cls.keep_seconds)))
 
     def _frozen(self) -> bytes | None:
         """``None``: it cannot be had; why was logged."""
@@ -366,7 +381,8 @@ class Holding:
         """``False``: the hub could not be told, or another owns the channel."""
         around = self._around
         assert self._ownership is not None
-        ttl = ttl_seconds or around.limits.snapshot_ttl_seconds
+        assert self.running is not None
+        ttl = ttl_seconds or self._ttl_seconds(self.running)
         try:
             await self._asked(around.hub.save_state(self.channel, self._ownership, state, ttl))
         except Fenced:
@@ -376,7 +392,7 @@ class Holding:
             log.debug("saving {channel}: {error}", channel=self.channel, error=error)
         else:
             around.counters.snapshots += 1
-            self._kept, self._kept_at = state, around.steady()
+            self._kept, self._kept_at, self._kept_for = state, around.steady(), ttl
             return True
         finally:
             self._is_saving = False

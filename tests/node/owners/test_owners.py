@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from spread.node import App, Member, Owned, Refuse, command, owns
 from spread.node.app.update import UpdateRefused
-from spread.node.testing import Refused, Stage
+from spread.node.testing import FakeClient, Refused, Stage
 
 OPEN: dict[str, Any] = {
     "client": {"allow_anonymous_connect_without_token": True},
@@ -114,6 +114,16 @@ def owner_of(stage: Stage, channel: str) -> int:
     return number
 
 
+def entered(stage: Stage, client: FakeClient, owner: int) -> str:
+    """A channel that this shard owns, which the client is in now."""
+    for number in range(100):
+        client.subscribe(f"match:{number}")
+        stage.advance(0.5)
+        if stage.owner(f"match:{number}") == owner:
+            return f"match:{number}"
+    raise AssertionError(f"shard {owner} owns nothing")
+
+
 def logged(stage: Stage, channel: str) -> list[str]:
     return [line for number in range(len(stage.shards)) for line in stage.app(number).log_of.get(channel, [])]
 
@@ -171,6 +181,34 @@ def test_shards_share_one_object() -> None:
         stage.advance(0.1)
         heard = [each for number in range(3) for each in stage.app(number).heard if each[1] == "chat:1"]
         assert heard == [("occupied", "chat:1")]
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+def test_what_nobody_is_in_ends_with_its_shard(end: str) -> None:
+    with Stage(Game, OPEN, shards=3) as stage:
+        ann = stage.client(user="ann", shard=1)
+        channel = entered(stage, ann, owner=0)
+        assert ann.rpc(f"{channel}/add", {"by": 5}, seconds=1)["total"] == 5
+        stage.advance(1.0)
+        ann.unsubscribe(channel)
+        stage.advance(1.0)
+        assert stage.owner(channel) == 0  # it lingers
+        getattr(stage, end)(0)
+        stage.advance(3.0)
+        ann.subscribe(channel)
+        assert ann.rpc(f"{channel}/add", {"by": 1}, seconds=5)["total"] == 1
+
+
+def test_who_is_back_before_it_would_have_gone_finds_what_was_there() -> None:
+    with Stage(Game, OPEN, shards=2) as stage:
+        ann = stage.client(user="ann", shard=1)
+        channel = entered(stage, ann, owner=0)
+        ann.rpc(f"{channel}/add", {"by": 5}, seconds=1)
+        ann.unsubscribe(channel)
+        stage.advance(1.0)
+        stage.stop(0)
+        ann.subscribe(channel)
+        assert ann.rpc(f"{channel}/add", {"by": 1}, seconds=5)["total"] == 6
 
 
 def test_the_app_alone_can_call() -> None:
