@@ -15,14 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from prometheus_client.core import Metric
-from twisted.internet.defer import (
-    CancelledError,
-    Deferred,
-    DeferredList,
-    DeferredSemaphore,
-    TimeoutError,
-    succeed,
-)
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,6 +27,7 @@ from spread.node.control import ControlFailed, RelayHandler
 from spread.node.owners import wire
 from spread.node.owners.counters import OwnersCounters
 from spread.node.owners.desk import Desk, Shapes
+from spread.node.owners.gate import Gate
 from spread.node.owners.holding import HUB_SECONDS, RELEASE_SECONDS, Holding, State
 from spread.node.owners.live import Live
 from spread.node.owners.metrics import families
@@ -152,7 +146,7 @@ class Owners:
             counters=self.counters,
             limits=limits,
             shard=shard,
-            gate=DeferredSemaphore(OPENING_MAX),
+            gate=Gate(OPENING_MAX),
             release=self._release,
         )
         self._desk = Desk(around, self._places, self._knows, self._greet_anew)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred
 
 from spread.hub.api import Ownership
 from spread.hub.reactor import Clock
 from spread.node.owners.counters import OwnersCounters
+from spread.node.owners.gate import Gate
 from spread.node.owners.live import Live, Pulses
 
 __all__ = ["Host", "Hub", "Limits", "Surroundings"]
@@ -110,7 +111,7 @@ class Surroundings:
     limits: Limits
     shard: str
     """The incarnation of this one."""
-    gate: DeferredSemaphore
+    gate: Gate
     """For what channels ask the hub while they are opened: when a shard dies there may be hundreds, and the
     pulse of this one must not wait for all of them."""
     release: Callable[[str, str], Deferred[bool]]

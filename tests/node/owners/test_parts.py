@@ -7,6 +7,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from spread.hub.errors import HubUnavailable
+from spread.node.owners.gate import Gate
 from spread.node.owners.live import LIFE_SECONDS, PULSE_SECONDS, Live
 from spread.node.owners.places import NOWHERE, Places
 from spread.node.owners.reports import AGAIN_SECONDS, Reports
@@ -150,3 +151,29 @@ def test_a_shard_stops_though_the_hub_hangs() -> None:
     stopped = live.stop()
     clock.advance(LIFE_SECONDS)
     assert stopped.called and not clock.getDelayedCalls()
+
+
+def test_hundreds_that_fail_at_once_are_let_through_in_turn() -> None:
+    gate, asked, failed = Gate(2), list[int](), list[int]()
+    first: list[Deferred[None]] = []
+
+    async def ask(number: int) -> None:
+        def answer() -> Deferred[None]:
+            asked.append(number)
+            if number < 2:
+                first.append(Deferred())
+                return first[-1]
+            return fail(HubUnavailable("fake", "away"))
+
+        try:
+            await gate.run(answer)
+        except HubUnavailable:
+            failed.append(number)
+
+    done = [Deferred.fromCoroutine(ask(number)) for number in range(3000)]
+    assert asked == [0, 1]
+    first[0].errback(HubUnavailable("fake", "away"))
+    assert asked == list(range(3000))
+    assert sorted(failed) == [0, *range(2, 3000)]
+    first[1].callback(None)
+    assert all(each.called for each in done)
