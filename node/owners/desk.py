@@ -226,10 +226,11 @@ class Desk:
             if entry is None:
                 entry = self._entries[call.channel] = _Entry()
             entry.is_called = True
-            if entry.linger is not None:  # from now on, once more
+            if entry.linger is not None:  # it begins anew
                 entry.linger.cancel()
                 entry.linger = None
-        if entry.holding is None or call.member is None:
+                self._look(call.channel)
+        if entry.holding is None:
             self._look(call.channel)
         if entry.holding is not None:
             return entry.holding.call(call)
