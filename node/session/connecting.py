@@ -90,7 +90,9 @@ async def connect(session: CentrifugeSession, request: ConnectRequest) -> Connec
         raise Ended(codes.CONNECTION_LIMIT, f"user {session.user!r} has {settings.user_connection_limit}")
     if session.user and settings.subscribe_to_user_personal_channel.single_connection:
         shared.registry.alone(session)
-    wanted = _server_side(session, request, token, admitted)
+    wanted = _server_side(session, token, admitted)
+    if request.subs:
+        await _add_wishes(session, request, wanted)
     if len(wanted) > settings.channel_limit:
         raise Ended(codes.CHANNEL_LIMIT, f"{len(wanted)} server-side subscriptions")
     arrivals: list[Arrival] = []
@@ -115,31 +117,68 @@ async def _admitted(session: CentrifugeSession, logic: Logic, request: ConnectRe
 
 
 def _server_side(
-    session: CentrifugeSession,
-    request: ConnectRequest,
-    token: ConnectionToken | None,
-    admitted: Admitted | None,
+    session: CentrifugeSession, token: ConnectionToken | None, admitted: Admitted | None
 ) -> dict[str, Grant]:
-    """The channels that it is in from the start, and what it may have there."""
+    """The channels that it is in from the start, whatever it asks for, and what it may have there."""
     shared = session.shared
     wanted = {name: granted_by(options) for name, options in (token.subscriptions if token else {}).items()}
     for name in () if admitted is None else admitted.channels:
         wanted.setdefault(name, Grant())
     if session.user and shared.client.subscribe_to_user_personal_channel.enabled:
         wanted.setdefault(shared.namespaces.personal_channel(session.user), Grant())
+    return wanted
+
+
+async def _add_wishes(session: CentrifugeSession, request: ConnectRequest, wanted: dict[str, Grant]) -> None:
+    """Add the channels that it names and could come into by itself; the others are passed over.
+
+    :raises Ended: one has no namespace; or the team's code ends the connection.
+    """
+    shared = session.shared
+    names: list[str] = []
     for name in request.subs:
         if name in wanted:
             continue
-        options = shared.namespaces.options(name)
-        if options is None:
+        if shared.namespaces.options(name) is None:
             raise Ended(codes.BAD_PROTOCOL, f"unknown namespace of {name!r}")
-        # What it could not subscribe to by itself is passed over.
-        if shared.namespaces.is_private(name) or shared.namespaces.why_invalid(name):
-            continue
-        limited_to = shared.namespaces.users_of(name)
-        if shared.client.insecure or may_subscribe(options, session.user, limited_to):
-            wanted[name] = Grant()
-    return wanted
+        if not (shared.namespaces.is_private(name) or shared.namespaces.why_invalid(name)):
+            names.append(name)
+    logic = shared.logic
+    if logic is None or logic.subscribing is None:
+        wanted.update((name, Grant()) for name in names if _may_enter(session, name))
+        return
+    # Looked at before the team's code is asked of each.
+    if len(wanted) + len(names) > shared.client.channel_limit:
+        raise Ended(codes.CHANNEL_LIMIT, f"{len(wanted) + len(names)} channels are asked for")
+    asking = [Deferred.fromCoroutine(_leave_for(session, logic, name)) for name in names]
+    try:
+        grants = await gatherResults(asking, consumeErrors=True)
+    except FirstError as error:
+        for one in asking:
+            one.addErrback(lambda failure: None)
+            one.cancel()
+        raise _reason(error.subFailure) from None
+    if not session.is_alive:
+        raise CancelledError  # that has ended it
+    wanted.update((name, grant) for name, grant in zip(names, grants, strict=True) if grant is not None)
+
+
+async def _leave_for(session: CentrifugeSession, logic: Logic, name: str) -> Grant | None:
+    """What the team's code, or else the namespace, grants it there; ``None``: it may not."""
+    assert logic.subscribing is not None
+    try:
+        answer = logic.subscribing(session, name)
+        grant = await answer if isinstance(answer, Deferred) else answer
+    except Refused:
+        return None
+    return grant or (Grant() if _may_enter(session, name) else None)
+
+
+def _may_enter(session: CentrifugeSession, name: str) -> bool:
+    shared = session.shared
+    options = shared.namespaces.options(name)
+    assert options is not None
+    return shared.client.insecure or may_subscribe(options, session.user, shared.namespaces.users_of(name))
 
 
 async def _prepare_all(
