@@ -218,6 +218,7 @@ class Deeds:
         """See ``App.call``."""
         if self.objects is None:
             raise LookupError("this app has no objects; see App.objects")
+        self._options(channel)
         try:
             return self.objects.call(channel, command, data).addErrback(_as_raised)
         except (Refused, Ended):

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from twisted.internet.defer import Deferred
 
-from spread.node.app.marks import calls_of
+from spread.node.app.marks import MIN_SECONDS, calls_of
 from spread.node.pattern import BadPattern, matching
 
 __all__ = ["Bound", "Member", "NotOwnable", "Owned", "Shape", "command", "owns", "shapes_of"]
@@ -193,6 +193,9 @@ class Shape:
             value = getattr(cls, setting)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1e9:
                 raise NotOwnable(f"{self.name}.{setting} is {value!r}, and must be seconds, 0 or more")
+        for setting in ("tick_seconds", "snapshot_seconds"):
+            if 0 < getattr(cls, setting) < MIN_SECONDS:
+                raise NotOwnable(f"{self.name}.{setting} is less than a millisecond; 0 is never")
         if self.has("snapshot") != self.has("restore"):
             raise NotOwnable(f"{self.name} needs both snapshot() and restore(), or neither")
         for method in ("snapshot", "restore"):

@@ -22,6 +22,9 @@ __all__ = ["NOWHERE", "Place", "Places"]
 REMEMBERED = 65_536
 """Channels whose place is remembered; beyond that all are looked up anew."""
 
+REMEMBERED_CHARACTERS = 255
+"""Of the name of one: a client may ask for any, as long as its frame is."""
+
 
 class Place(NamedTuple):
     """Where a channel belongs."""
@@ -84,6 +87,8 @@ class Places:
         """Where a channel belongs."""
         place = self._places.get(channel)
         if place is None:
+            if len(channel) > REMEMBERED_CHARACTERS:
+                return self._look_up(channel)
             if len(self._places) >= REMEMBERED:
                 self._places.clear()
             place = self._places[channel] = self._look_up(channel)

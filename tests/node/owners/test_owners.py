@@ -219,6 +219,8 @@ def test_the_app_alone_can_call() -> None:
         assert logged(stage, "match:1") == ["opened", "closed"]
         with pytest.raises(LookupError):
             stage.app().call("chat:1", "add", {"by": 1})
+        with pytest.raises(LookupError, match="is no channel"):
+            stage.app().call("match:" + "x" * 250, "add", {"by": 1})
 
 
 def crash(stage: Stage, number: int) -> None:
@@ -534,6 +536,7 @@ def test_an_update_brings_objects_and_takes_them_away() -> None:
     [
         ({"objects": (Owned,)}, "@owns is missing"),
         ({"objects": (int,)}, "no subclass of spread.node.Owned"),
+        ({"objects": (type("Hasty", (Match,), {"tick_seconds": 1e-300}),)}, "less than a millisecond"),
         ({"watch": "chat:*"}, "several"),
         ({"watch": ("chat:[",)}, "watch"),
     ],

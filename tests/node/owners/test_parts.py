@@ -58,6 +58,9 @@ def test_all_agree_on_a_place_and_only_those_that_own_have_it() -> None:
         assert place == other.of(channel) and place.is_owned
         assert len(set(place.ranked)) == 2 and "d" not in place.ranked
     assert not one.of("chat:1").is_owned and one.of("news") == NOWHERE
+    # What a client asks for may be as long as its frame, and is not kept.
+    assert one.of("match:" + "x" * 250).is_owned and not one.of("chat:" + "x" * 251).is_owned
+    assert max(map(len, one._places)) == 9
     # The deputy goes on when the first has died.
     before = {f"match:{number}": one.of(f"match:{number}") for number in range(200)}
     one.set({shard: offer for shard, offer in offers.items() if shard != "a"})
