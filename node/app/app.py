@@ -319,8 +319,8 @@ class App:
         """Call a command of the object that a channel has, on whatever shard it is. ``member`` is ``None``
         there, and nobody needs to be in the channel.
 
-        :raises LookupError: at once, if no app has objects for this channel, or it is none. The Deferred fails with what the
-            command raises, ``Refuse`` or ``Disconnect``; with ``Refuse`` 100 also when it raises anything
-            else, or what became of it is not known.
+        :raises LookupError: at once, if no app has objects for this channel, or it is none. The Deferred
+            fails with what the command raises, ``Refuse`` or ``Disconnect``; with ``Refuse`` 100 also when it
+            raises anything else, or what became of it is not known.
         """
         return self._does.call_owner(channel, command, data)

@@ -188,9 +188,9 @@ class Watch:
             frame = frame.f_back
         if frame is None:
             return "at no line of its own"
-        file, line = frame.f_code.co_filename, frame.f_lineno
+        file, line = frame.f_code.co_filename, frame.f_lineno or 0
         source = linecache.getline(file, line).strip()
-        return f"at {os.path.relpath(file)}:{line} ({source})" if source else f"at {file}:{line}"
+        return f"at {_short(file)}:{line} ({source})" if source else f"at {file}:{line}"
 
     # -- the handler, on the main thread --------------------------------------------------------------------
 
@@ -206,3 +206,10 @@ class Watch:
         if at is not None:
             seconds = monotonic() - now.began
             raise HookBlocked(f"{now.name} was ended after {seconds:.1f} s {self._place(at)}")
+
+
+def _short(file: str) -> str:
+    try:
+        return os.path.relpath(file)
+    except OSError:  # a release takes away the directory of the one before it, in which this still runs
+        return file

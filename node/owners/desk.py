@@ -123,6 +123,10 @@ class Desk:
         """Channels that this shard owns, begins to, or gives up."""
         return [entry.holding for entry in self._entries.values() if entry.holding is not None]
 
+    @property
+    def _is_full(self) -> bool:
+        return self._around.counters.objects >= self._around.limits.max_objects
+
     # -- what others say ---------------------------------------------------------------------------------
 
     def report(self, origin: str, report: Report) -> Reported:
@@ -224,6 +228,9 @@ class Desk:
                 return not_here(call.number)
         else:
             if entry is None:
+                if self._is_full:  # what the app calls may be made up by a client: it is not to wait for room
+                    self._around.counters.refused_full += 1
+                    return refused(call.number, codes.LIMIT_EXCEEDED)
                 entry = self._entries[call.channel] = _Entry()
             entry.is_called = True
             if entry.linger is not None:  # it begins anew
@@ -236,7 +243,7 @@ class Desk:
             return entry.holding.call(call)
         if entry.was_broken:
             return refused(call.number, codes.INTERNAL_ERROR)
-        if self._around.counters.objects >= self._around.limits.max_objects:
+        if self._is_full:
             return refused(call.number, codes.LIMIT_EXCEEDED)
         return not_here(call.number)
 
@@ -298,7 +305,7 @@ class Desk:
 
     def _hold(self, channel: str, entry: _Entry) -> None:
         around = self._around
-        if around.counters.objects >= around.limits.max_objects:
+        if self._is_full:
             around.counters.refused_full += 1
             entry.again = around.clock.callLater(BROKEN_SECONDS, self._try_again, channel)
             return

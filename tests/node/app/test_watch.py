@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_block_is_named(troupe: Troupe) -> None:
     assert len(lines) == troupe.host.watch.blocks == 1
     assert "rpc busy holds up the shard" in lines[0] and "test_watch.py:" in lines[0]
     assert "(while time.monotonic() < until:)" in lines[0] or "(pass)" in lines[0]
+
+
+def test_a_block_is_named_in_a_directory_that_was_taken_away(
+    troupe: Troupe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    person = troupe.guest()
+    with log_of() as lines:
+        assert person.asks(rpc={"method": "busy", "data": 60.0})["error"]["code"] == 100
+    assert "rpc busy holds up the shard" in lines[0] and "test_watch.py:" in lines[0]
 
 
 @pytest.mark.parametrize(("method", "data"), [("busy", 60.0), ("stubborn", None), ("later", 60.0)])

@@ -442,6 +442,9 @@ def test_limits() -> None:
         ann.subscribe("match:2")
         with pytest.raises(Refused, match="106"):
             ann.rpc("match:2/add", {"by": 1}, seconds=1)
+        with pytest.raises(Refuse, match="106"):
+            stage.wait(stage.app().call("match:3", "who"), 1)
+        assert "match:3" not in stage.shards[0].gateway.owners._desk._entries
         bob.subscribe("match:1")
         calls = [ann.begin_rpc("match:1/who"), bob.begin_rpc("match:1/who")]
         with pytest.raises(Refused, match="111"):
