@@ -283,7 +283,7 @@ def _app(settings: Settings) -> Any:
     """What ``app.app`` names, imported; ``None`` if it is not set."""
     if not settings.app.app:
         return None
-    from spread.node.app.load import LoadError, explain, load
+    from spread.node.app.load import LoadError, explain, load, own_name
 
     try:
         return load(settings.app.app, FIRST_GENERATION)
@@ -291,19 +291,21 @@ def _app(settings: Settings) -> Any:
         raise _Fault(USAGE, f"app.app: {error}") from error
     except Exception as error:
         click.echo(explain(error), err=True)
-        raise _Fault(USAGE, f"app.app: the import of {settings.app.app} fails: {error!r}") from error
+        raise _Fault(
+            USAGE, f"app.app: the import of {settings.app.app} fails: {own_name(repr(error))}"
+        ) from error
 
 
 def _look_at(settings: Settings, app: Any, tables: Any) -> None:
     """With ``--check``: the app can be made, and says that it may run."""
     from spread.node.app.host import look_at
-    from spread.node.app.load import explain
+    from spread.node.app.load import explain, own_name
 
     try:
         look_at(app, tables)
     except Exception as error:
         click.echo(explain(error), err=True)
-        raise _Fault(USAGE, f"app.app: {settings.app.app} must not run: {error!r}") from error
+        raise _Fault(USAGE, f"app.app: {settings.app.app} must not run: {own_name(repr(error))}") from error
 
 
 def _bind_all(settings: Settings) -> dict[str, Any]:
@@ -323,6 +325,11 @@ def _as_fault(error: Exception) -> Exception:
         return _Fault(USAGE, str(error))
     if isinstance(error, HubError):
         return _Fault(HUB, str(error))
+    from spread.node.app.load import AppFails, explain, own_name
+
+    if isinstance(error, AppFails) and error.__cause__ is not None:
+        click.echo(explain(error.__cause__), err=True)
+        return _Fault(FAILED, f"app.app: {error}: {own_name(repr(error.__cause__))}")
     return error
 
 

@@ -24,7 +24,7 @@ from spread.hub.api import Incumbent, Load, ShardIdentity
 from spread.hub.errors import HubError
 from spread.hub.reactor import Timer
 from spread.node.addresses import Address, parse_address
-from spread.node.app.load import Loaded
+from spread.node.app.load import AppFails, Loaded
 from spread.node.app.updating import Updating, line_of
 from spread.node.channels import Channels
 from spread.node.codes import SHUTDOWN
@@ -214,6 +214,7 @@ class Shard:
 
         :param lost: called when another process has taken the number; the shard must be stopped.
         :raises HubError: the hub cannot be reached, or refuses, or the number is taken.
+        :raises AppFails: the app's constructor, ``check`` or ``starting`` does.
         :raises CannotListen: a port cannot be had.
         """
         self.state = ShardState.STARTING
@@ -223,7 +224,12 @@ class Shard:
         await self._hub.start(self._fanout)
         self.number = await self._hub.claim(self.number, self._identity)
         if self._gateway.app is not None and self._app is not None:
-            await self._gateway.app.start(self._app)
+            try:
+                await self._gateway.app.start(self._app)
+            except HubError:
+                raise
+            except Exception as error:  # whatever the team's code raises
+                raise AppFails("the app cannot start") from error
         self._listen()
         self.state = ShardState.READY  # before the first heartbeat, which tells it to the others
         self._hub.enter(self._load, self._number_lost)

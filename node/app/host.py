@@ -38,7 +38,7 @@ from spread.node.app.deeds import KIND, Deeds
 from spread.node.app.hooks import Hooks
 from spread.node.app.lens import AppLens, at_once, patterns_of
 from spread.node.app.load import PREFIX, Loaded, own_name
-from spread.node.app.marks import Call, calls_of, everys_of, remotes_of
+from spread.node.app.marks import Call, calls_of, everys_of, fits, remotes_of
 from spread.node.app.metrics import families
 from spread.node.app.timers import HELD, Timers
 from spread.node.app.values import DROP, Identity, Subscribing, is_text
@@ -47,7 +47,7 @@ from spread.node.channels import Channels
 from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces
-from spread.node.owners.owned import shapes_of
+from spread.node.owners.owned import METHODS, Owned, shapes_of
 from spread.node.reactor import Turns
 from spread.node.session.logic import Admitted, Answer, Party
 from spread.node.session.shared import Ended, Refused
@@ -100,17 +100,21 @@ class Objects(Protocol):
 def construct(app_class: type[Any], host: AppHost | None) -> App:
     """An app that does not run yet.
 
-    :raises TypeError: it is no ``App``, or something is wrong with one of its methods, or with ``views``.
+    :raises TypeError: it is no ``App``, or something is wrong with one of its methods, or with ``views``,
+        ``watch`` or ``objects``.
     :raises Exception: what its ``__init__`` raises.
     """
     if not issubclass(app_class, App):
         raise TypeError(f"{app_class.__qualname__} is no subclass of spread.node.App")
-    calls_of(app_class), remotes_of(app_class), everys_of(app_class), shapes_of(app_class)
+    calls_of(app_class), remotes_of(app_class), everys_of(app_class)
     at_once(app_class)
-    patterns_of(app_class)
+    patterns_of(app_class), patterns_of(app_class, "watch")
     for name in HOOKS:
         if not callable(getattr(app_class, name)):
             raise TypeError(f"{app_class.__qualname__}.{name} is a hook, and nothing that can be called")
+    fits(app_class, App, (*HOOKS, "check", "export_state", "import_state"))
+    for shape in shapes_of(app_class):
+        fits(shape.cls, Owned, METHODS)
     app = app_class.__new__(app_class)
     # Before its own __init__, which may want timers, and need not call that of App.
     vars(app).update({"_host": host, HELD: []})

@@ -25,20 +25,20 @@ def at_once(app_class: type[App]) -> None:
             raise TypeError(f"{app_class.__qualname__}.{name}() must answer at once: no async def")
 
 
-def patterns_of(app_class: type[App]) -> list[Callable[[str], object]]:
-    """What tells whether a channel is one of ``App.views``.
+def patterns_of(app_class: type[App], name: str = "views") -> list[Callable[[str], object]]:
+    """What tells whether a channel is one of ``App.views``, or of ``App.watch``.
 
     :raises TypeError: these are no patterns, or one of them cannot be read; the text says which.
     """
-    views: Any = app_class.views
-    if isinstance(views, str) or not isinstance(views, Iterable):
-        raise TypeError(f"{app_class.__qualname__}.views must be several patterns, not {views!r}")
+    patterns: Any = getattr(app_class, name)
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise TypeError(f"{app_class.__qualname__}.{name} must be several patterns, not {patterns!r}")
     found = []
-    for pattern in views:
+    for pattern in patterns:
         try:
             found.append(matching(pattern))
         except (BadPattern, TypeError) as error:
-            raise TypeError(f"{app_class.__qualname__}.views: {pattern!r}: {error}") from None
+            raise TypeError(f"{app_class.__qualname__}.{name}: {pattern!r}: {error}") from None
     return found
 
 

@@ -41,6 +41,7 @@ from typing import Any
 from weakref import WeakSet
 
 __all__ = [
+    "AppFails",
     "LoadError",
     "Loaded",
     "explain",
@@ -69,6 +70,10 @@ class LoadError(Exception):
     """The app cannot be had by the name that was given; the text says why."""
 
 
+class AppFails(Exception):
+    """An app that was imported cannot start; its cause is what the team's code has raised."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An app that was imported."""
@@ -93,6 +98,8 @@ def load(spec: str, generation: int, path: Sequence[str] | None = None) -> Loade
     name, colon, attribute = spec.partition(":")
     if not (colon and attribute.isidentifier() and all(part.isidentifier() for part in name.split("."))):
         raise LoadError(f"{spec!r} is not MODULE:CLASS, such as game:Game")
+    if name.endswith(".py"):
+        raise LoadError(f"{spec!r} names a file, not a module: {name.removesuffix('.py')}:{attribute}")
     top = name.partition(".")[0]
     team = _Team(generation, *_directory_of(top, [os.getcwd(), *sys.path] if path is None else path))
     sys.meta_path.insert(0, team)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["Call", "calls_of", "every", "everys_of", "remote", "remotes_of", "repeating", "rpc"]
+__all__ = [
+    *("Call", "calls_of", "every", "everys_of", "fits", "remote", "remotes_of", "repeating", "rpc"),
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,5 +148,32 @@ def remotes_of(app_class: type) -> dict[str, Call]:
 
 
 def everys_of(app_class: type) -> dict[str, float]:
-    """The methods that are called again and again, and after how many seconds."""
-    return {function.__name__: seconds for seconds, function in _marked(app_class, EVERY)}
+    """The methods that are called again and again, and after how many seconds.
+
+    :raises TypeError: one of them takes more than ``self``.
+    """
+    everys = {}
+    for seconds, function in _marked(app_class, EVERY):
+        _takes(function, ["self"])
+        everys[function.__name__] = seconds
+    return everys
+
+
+def fits(cls: type, base: type, names: Iterable[str]) -> None:
+    """Methods of a class can be called as those of its base are: one that takes too few parameters would
+    fail for each client, and only then.
+
+    :raises TypeError: one of ``names`` cannot.
+    """
+    for name in names:
+        function = inspect.getattr_static(cls, name)
+        if inspect.isfunction(function):
+            _takes(function, list(inspect.signature(getattr(base, name)).parameters))
+
+
+def _takes(function: Callable[..., Any], names: list[str]) -> None:
+    try:
+        # A wrapper takes what it takes, whatever it says of the one that it wraps.
+        inspect.signature(function, follow_wrapped=False).bind(*names)
+    except TypeError:
+        raise TypeError(f"{function.__qualname__}() must take ({', '.join(names)})") from None

@@ -16,7 +16,7 @@ or stops, another shard makes a new one from the last snapshot.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -25,12 +25,15 @@ from twisted.internet.defer import Deferred
 from spread.node.app.marks import MIN_SECONDS, calls_of
 from spread.node.pattern import BadPattern, matching
 
-__all__ = ["Bound", "Member", "NotOwnable", "Owned", "Shape", "command", "owns", "shapes_of"]
+__all__ = ["METHODS", "Bound", "Member", "NotOwnable", "Owned", "Shape", "command", "owns", "shapes_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="type[Owned]")
 
 COMMAND_MAX_CHARACTERS = 128
+
+METHODS = ("opened", "closed", "joined", "left", "tick", "snapshot", "restore")
+"""Of an object, which its class has or has not."""
 
 _COMMAND = "__spread_command__"
 
@@ -231,4 +234,8 @@ def shapes_of(app: Any) -> list[Shape]:
 
     :raises NotOwnable: one cannot own channels.
     """
-    return [Shape(cls) for cls in getattr(app, "objects", ())]
+    classes = getattr(app, "objects", ())
+    if not isinstance(classes, Iterable):
+        name = getattr(classes, "__name__", "Match")
+        raise NotOwnable(f"objects must be several classes, or one with a comma: ({name},)")
+    return [Shape(cls) for cls in classes]

@@ -138,6 +138,24 @@ def test_a_hub_that_cannot_be_reached() -> None:
     assert "secret" not in line
 
 
+def test_an_app_that_cannot_start(tmp_path: Path) -> None:
+    source = [
+        "from spread.node import App",
+        "",
+        "class Game(App):",
+        "    def starting(self):",
+        "        self.scores",
+    ]
+    (tmp_path / "game.py").write_text("\n".join(source))
+    arguments = ("--shard", "0", "--hub", "memory:", *QUIET, "--app", "game:Game")
+    done = ran(*arguments, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert f'File "{tmp_path}/game.py", line 5, in starting' in done.stderr
+    assert "cli.py" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("spread-node: error: app.app: the app cannot start: AttributeError(")
+
+
 def test_a_home_that_belongs_to_nobody() -> None:
     line = complaint(2, *QUIET, SPREAD_HOME="/proc/spread")
     assert "SPREAD_HOME" in line

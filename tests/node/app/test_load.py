@@ -235,7 +235,7 @@ def test_private_names_are_not_told(team: Team) -> None:
     [
         ("game", "'game' is not MODULE:CLASS"),
         ("game:", "'game:' is not MODULE:CLASS"),
-        ("game.py:Game", "there is no module"),
+        ("game.py:Game", "'game.py:Game' names a file, not a module: game:Game"),
         ("../game:Game", "is not MODULE:CLASS"),
         ("nowhere:Game", "there is no module nowhere"),
         ("game:Gane", "module game has no class Gane; it has: Game, Other"),
