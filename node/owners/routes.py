@@ -41,6 +41,9 @@ DOUBT_AFTER = 4
 BATCH_MAX_BYTES = 128 << 10
 """Of the parameters in one batch; one command may be larger."""
 
+PARAMS_MAX_BYTES = 768 << 10
+"""Of the parameters of one command: those that are in a batch with it must fit into a question, too."""
+
 log = Logger("spread.node.owners")
 
 Knows = Callable[[str, str, str], bool]
@@ -118,6 +121,8 @@ class Routes:
         if len(self._open) >= around.limits.max_commands:
             around.counters.refused_full += 1
             raise Refused(codes.TOO_MANY_REQUESTS)
+        if len(params) > PARAMS_MAX_BYTES:
+            raise Refused(codes.LIMIT_EXCEEDED, f"{len(params)} bytes for the command {command[:64]!r}")
         seconds = around.limits.command_seconds
         number = next(self._numbers)
         one = _Command(number, channel, command, member, params, around.steady() + seconds)

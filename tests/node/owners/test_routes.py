@@ -13,7 +13,7 @@ from spread.hub.errors import HubUnavailable, ShardUnknown
 from spread.node import codes
 from spread.node.owners.counters import OwnersCounters
 from spread.node.owners.places import Places
-from spread.node.owners.routes import AGAIN_SECONDS, DOUBT_AFTER, Routes
+from spread.node.owners.routes import AGAIN_SECONDS, DOUBT_AFTER, PARAMS_MAX_BYTES, Routes
 from spread.node.owners.surroundings import Limits
 from spread.node.owners.wire import Batch, Call, Offer, Outcome, Outcomes, Result, Row
 from spread.node.session.shared import Refused
@@ -141,3 +141,12 @@ def test_one_that_is_never_there_makes_the_shard_doubtful_and_ends_in_time() -> 
     road.turn(Limits().command_seconds)
     assert len(results) == 1 and results[0].check(Refused)
     assert (road.counters.waiting, road.routes._parked) == (0, {})
+
+
+def test_what_would_not_fit_into_a_question_harms_no_other() -> None:
+    road = Road()
+    road.routes.call("match:1", "add", ANN, bytes(PARAMS_MAX_BYTES))
+    with pytest.raises(Refused) as refused:
+        road.routes.call("match:1", "add", ANN, bytes(PARAMS_MAX_BYTES + 1))
+    assert refused.value.error is codes.LIMIT_EXCEEDED
+    assert road.counters.waiting == 1
