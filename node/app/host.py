@@ -41,6 +41,7 @@ from spread.node.app.load import PREFIX, Loaded, own_name
 from spread.node.app.marks import Call, calls_of, everys_of, fits, remotes_of
 from spread.node.app.metrics import families
 from spread.node.app.timers import HELD, Timers
+from spread.node.app.update import within
 from spread.node.app.values import DROP, Identity, Subscribing, is_text
 from spread.node.app.watch import Watch
 from spread.node.channels import Channels
@@ -192,6 +193,9 @@ class AppHost(Deeds):
             None
         )
         self.message: Callable[[Party, bytes], Answer[None]] | None = None
+        self._clock = clock
+        self._hook_seconds = settings.hook_seconds
+        self._load_seconds = settings.load_seconds
         self._clients = clients
         self._texts: dict[int, Party] = {}  # clients of the text protocol, by number
         self._channels = channels
@@ -267,6 +271,8 @@ class AppHost(Deeds):
         """The shard has its number: construct the app, ask whether it may run, let it run.
 
         :param watched: what blocks is named and ended; else a debugger may stop in it.
+        :raises UpdateRefused: ``check`` takes longer than ``app.load_seconds``, or ``starting`` than
+            ``app.hook_seconds``.
         :raises Exception: what it raises.
         """
         if watched:
@@ -276,15 +282,20 @@ class AppHost(Deeds):
         self._module = type(app).__module__.partition(".")[0]
         with self.guarded("check"):
             checked = app.check()
-        if await _answer(checked) is False:
+        if await self._in_time("check", checked, self._load_seconds) is False:
             raise RuntimeError("check() has returned False")
         self.swap(app, self.prepare_objects(app))
         if self.has("starting"):
             with self.guarded("starting"):
                 started = app.starting()
-            await _answer(started)
+            await self._in_time("starting", started, self._hook_seconds)
         if self.objects is not None:
             self.objects.start()
+
+    def _in_time(self, name: str, answer: Any, seconds: float) -> Deferred[Any]:
+        """:raises UpdateRefused: (as a failure) it takes longer, and is cancelled."""
+        waiting = Deferred.fromCoroutine(_answer(answer))
+        return within(self._clock, waiting, seconds, f"{name}()", lambda: self.guarded(name))
 
     async def stop(self) -> None:
         """The shard stops. Never fails, and takes ``app.hook_seconds`` and a few more at most."""

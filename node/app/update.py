@@ -269,14 +269,22 @@ def within(
     what: str,
     guard: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Deferred[Any]:
-    """``answer``, or after some time ``UpdateRefused``: it is cancelled then, and what it does is its own.
+    """``answer``, or after some time ``UpdateRefused``: it is cancelled then, and what it does is its own; so
+    it is when this is cancelled.
 
     :param guard: it is cancelled in this: its canceller may be the team's.
     """
-    result: Deferred[Any] = Deferred()
+
+    def cancelled(_: object) -> None:
+        if timer.active():
+            timer.cancel()
+        cancel()
 
     def late() -> None:
         result.errback(Failure(UpdateRefused(f"{what} has not answered after {seconds:g} s")))
+        cancel()
+
+    def cancel() -> None:
         try:
             with guard():
                 answer.cancel()
@@ -284,17 +292,18 @@ def within(
         except BaseException as error:
             log.error("{what} was cancelled: {text}", what=what, text=explain(error))
 
-    timer = reactor.callLater(seconds, late)
-
     def answered(outcome: Any) -> None:
         if result.called:
             return
-        timer.cancel()
+        if timer.active():
+            timer.cancel()
         if isinstance(outcome, Failure):
             result.errback(outcome)
         else:
             result.callback(outcome)
 
+    result: Deferred[Any] = Deferred(cancelled)
+    timer = reactor.callLater(seconds, late)
     answer.addBoth(answered)
     return result
 
