@@ -128,13 +128,14 @@ def error_line(text: str) -> bytes:
 def line_of(format: int, data: bytes) -> bytes:
     """A publication of any format, as text clients get it.
 
-    Text goes out as it came in. A JSON string becomes the text it stands for, any other JSON value and
-    bytes stay what they are; both become one line.
+    Text goes out as it came in. A JSON string becomes the text it stands for, on one line, so that nobody can
+    make up lines of others: its line breaks become spaces. Any other JSON value and bytes stay what they are,
+    with a line ending.
     """
     if format == Format.TEXT:
         return data
     if format == Format.JSON and data[:1] == b'"':
         # What is no JSON string after all, no UTF-8, or has half a character, stays as it is.
         with suppress(msgspec.DecodeError, UnicodeError):
-            data = msgspec.json.decode(data, type=str).encode()
+            return " ".join(msgspec.json.decode(data, type=str).splitlines()).encode() + b"\n"
     return data if data.endswith(b"\n") else data + b"\n"

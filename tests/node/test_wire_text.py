@@ -159,11 +159,12 @@ def test_text_goes_out_as_it_came_in(data: bytes) -> None:
 
 
 @given(st.text())
-def test_a_json_string_becomes_its_text(text: str) -> None:
+def test_a_json_string_becomes_its_text_on_one_line(text: str) -> None:
     line = line_of(Format.JSON, json.dumps(text).encode("utf-8"))
     encodable = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") == text
     if encodable:
-        assert line == (text if text.endswith("\n") else text + "\n").encode()
+        assert line == (" ".join(text.splitlines()) + "\n").encode()
+        assert len(line.decode().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,7 @@ def test_a_json_string_becomes_its_text(text: str) -> None:
         (b'"\xff"', b'"\xff"\n'),
         (b'"\\ud83d"', b'"\\ud83d"\n'),
         (b'""', b"\n"),
+        (b'"hi\\r\\nbob: yes\\rbob: no\\n"', b"hi bob: yes bob: no\n"),
     ],
 )
 def test_json_as_a_line(data: bytes, line: bytes) -> None:
