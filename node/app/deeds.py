@@ -109,6 +109,8 @@ class Deeds:
         if isinstance(exclude, str):
             raise TypeError("exclude takes ids of clients, not one id")  # each letter would be one
         if excluded := tuple(exclude):
+            for each in excluded:
+                _is_name("exclude", "ids of clients", each)
             check_excluded(excluded)
             more["exclude"] = excluded
         if fence is not None:
@@ -164,6 +166,7 @@ class Deeds:
         """See ``App.send``."""
         if (user is None) == (not client):
             raise ValueError("send() needs a user, or the id of a client")
+        _is_somebody(user or "", client)
         return self._control.send(user or "", encoded(data, "send"), client=client)
 
     def send_all(self, data: Any) -> Deferred[int]:
@@ -174,12 +177,14 @@ class Deeds:
         """See ``App.publish_user``."""
         if not user:
             raise ValueError("an anonymous user has no channel of its own")
+        _is_somebody(user)
         if self._personal is None:
             return self.send(data, user, "")
         return self.publish(self._personal(user), data)
 
     def subscribe(self, user: str, channel: str, options: Subscribing | None, client: str) -> Deferred[int]:
         """See ``App.subscribe``."""
+        _is_somebody(user, client)
         self._options(channel)
         grant = grant_of(Subscribing() if options is None else options)
         overrides = grant.overrides
@@ -203,10 +208,12 @@ class Deeds:
 
     def unsubscribe(self, user: str, channel: str, client: str) -> Deferred[int]:
         """See ``App.unsubscribe``."""
+        _is_somebody(user, client)
         return self._control.ask_unsubscribe(user, channel, client=client)
 
     def disconnect(self, user: str, code: int, reason: str, client: str) -> Deferred[int]:
         """See ``App.disconnect``."""
+        _is_somebody(user, client)
         ending = Disconnect(code, reason)
         return self._control.ask_disconnect(
             user, client=client, disconnect=DisconnectCode(ending.code, ending.reason)
@@ -254,6 +261,20 @@ class Deeds:
 
     def _run_remote(self, call: Call, data: Any) -> Answer[Any]:
         raise NotImplementedError
+
+
+def _is_somebody(user: object, client: object = "") -> None:
+    _is_name("user", "the name of a user", user)
+    _is_name("client", "the id of a client", client)
+
+
+def _is_name(what: str, meaning: str, value: object) -> None:
+    """Whoever gives the client itself would reach nobody, or everybody.
+
+    :raises TypeError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} takes {meaning}, not {type(value).__name__}")
 
 
 def without_app(origin: str, body: bytes) -> bytes:

@@ -133,7 +133,10 @@ class Owned:
         return self._bound.publish(data, **how)
 
     def send(self, id: str, data: Any) -> Deferred[bool]:
-        """Send to one member. Fires as ``publish`` does; ``False`` also when there is no such member."""
+        """Send to one member. Fires as ``publish`` does; ``False`` also when there is no such member.
+
+        :raises TypeError: at once: ``id`` is no text.
+        """
         return self._bound.send(id, data)
 
 

@@ -319,7 +319,12 @@ class Running:
         return False
 
     def send(self, id: str, data: Any) -> Deferred[bool]:
-        """To a member."""
+        """To a member.
+
+        :raises TypeError: at once: the member was given, and not its id.
+        """
+        if not isinstance(id, str):
+            raise TypeError(f"send takes the id of a member, not {type(id).__name__}")
         if id not in self.members or self.is_over:
             return succeed(False)
         sent = self._around.host.send(data, None, id)

@@ -553,3 +553,24 @@ def test_raised_for_others() -> None:
     person = troupe.guest()
     person.says({"send": {"data": 1}})
     assert person.closed == (4500, "bye")
+
+
+def test_a_client_is_named_by_its_id() -> None:
+    """Else what it must not get would go to it, and what it should get to nobody."""
+    troupe = Troupe(Cast, channels=namespaces(room={}))
+    person = troupe.guest()
+    app, client = troupe.app, troupe.client(person)
+    wrong: Any = client
+    for deed in (
+        lambda: app.publish("room:1", 1, exclude=[wrong]),
+        lambda: app.send(1, client=wrong),
+        lambda: app.send(1, user=wrong),
+        lambda: app.publish_user(wrong, 1),
+        lambda: app.subscribe(wrong, "room:1"),
+        lambda: app.subscribe("", "room:1", client=wrong),
+        lambda: app.unsubscribe("", "room:1", client=wrong),
+        lambda: app.disconnect("", 4500, "bye", client=wrong),
+    ):
+        with pytest.raises(TypeError, match="not Client"):
+            deed()
+    assert person.closed is None

@@ -548,3 +548,16 @@ def test_an_app_that_is_wrong(attributes: dict[str, Any], why: str) -> None:
     wrong = type("Wrong", (App,), attributes)
     with Stage(Game, OPEN) as stage, pytest.raises(UpdateRefused, match=why):
         stage.update(wrong)
+
+
+def test_a_member_is_named_by_its_id() -> None:
+    with Stage(Game, OPEN) as stage:
+        ann = stage.client(user="ann")
+        ann.subscribe("match:1")
+        stage.advance(0.1)
+        match = stage.owned("match:1")
+        (member,) = match.members.values()
+        with pytest.raises(TypeError, match="the id of a member, not Member"):
+            match.send(member, 1)
+        assert stage.wait(match.send(member.id, 1))
+        assert ann.messages == [1]
