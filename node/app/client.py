@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
+SPARE_VIEWS = 1000
+"""Views that may be set for channels that a client is not in. When there are more all of these are forgotten:
+clients may ask for any number of channels, and fail to come in after ``subscribing`` has set a view."""
+
 
 class Client:
     """A connection. One object while it lasts, also over updates of the app."""
@@ -114,6 +118,8 @@ class Client:
         :raises TypeError: this is no key of a dictionary; nothing has changed.
         """
         hash(key)
+        if channel not in self.where and len(self.where) - len(self.channels) >= SPARE_VIEWS:
+            self.where = {name: view for name, view in self.where.items() if name in self.channels}
         self.where[channel] = key
         self._host.view_changed(self, channel, key)
 

@@ -9,6 +9,7 @@ import pytest
 
 from spread.hub.api import MAX_EXCLUDED, Format, PublishOptions
 from spread.node.app.app import App
+from spread.node.app.client import SPARE_VIEWS
 from spread.node.app.values import Refuse, Subscribing
 from spread.node.settings import NamespaceOptions
 from tests.node.app.stage import Cast, Troupe, log_of
@@ -35,6 +36,18 @@ class Cards(Cast):
 
     def see(self, channel: str, key: Any, data: Any) -> Any:
         return data.get(key)
+
+
+def test_views_of_channels_that_nobody_came_into_do_not_pile_up() -> None:
+    troupe = Troupe(Cards)
+    ann = troupe.guest()
+    ann.subscribes("a")
+    client = troupe.client(ann)
+    client.set_view("a", "mine")
+    for number in range(3 * SPARE_VIEWS):
+        client.set_view(f"no {number}", number)
+    assert len(client.where) <= SPARE_VIEWS + 1 and client.where["a"] == "mine"
+    assert client.where[f"no {3 * SPARE_VIEWS - 1}"] == 3 * SPARE_VIEWS - 1
 
 
 def test_each_sees_its_own() -> None:
