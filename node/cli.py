@@ -1,7 +1,7 @@
 """The ``spread-node`` command: reads the settings, runs a shard or a fleet, and gives an exit code.
 
     0  clean stop, or ``--check`` found nothing wrong
-    1  something unforeseen; the traceback is in the log
+    1  the app cannot start, or something unforeseen; the traceback is told
     2  bad usage or configuration, a taken port and an unreadable file included
     3  the shard number is held by another live process
     4  the hub cannot be reached, or refuses

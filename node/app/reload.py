@@ -37,6 +37,9 @@ POLL_MOST_SECONDS = 0.5
 SPARE_SECONDS = 15.0
 """For the way there and back, and a hub that is away for a moment."""
 
+ROSTER_SECONDS = 5.0
+"""A shard tells the roster what it runs with its next heartbeat; what it has answered is newer until then."""
+
 MAX_TICKETS = 64
 """So many outcomes are remembered."""
 
@@ -110,6 +113,8 @@ class Reload:
         self._updater = updater
         self._longest_seconds = longest_seconds(load_seconds)
         self._tickets: dict[str, Outcome | None] = {}
+        # By incarnation: what a shard has told lately of the version that it runs, and when.
+        self._versions: dict[str, tuple[str, float]] = {}
         self._is_reloading_all = False
         relays.on(KIND, self._asked)
 
@@ -157,6 +162,8 @@ class Reload:
             tell(_problem("no shard runs an app; it is started with --app MODULE:CLASS"))
             return False
         rows = [row for row in rows if row.load.app or self._updater is not None]
+        since = self._reactor.seconds() - ROSTER_SECONDS
+        self._versions = {of: told for of, told in self._versions.items() if told[1] > since}
         for at, row in enumerate(rows):
             if not is_wanted():
                 return False
@@ -164,9 +171,19 @@ class Reload:
             tell(ShardOutcome(shard=row.shard, **msgspec.structs.asdict(outcome)))
             if not outcome.ok:
                 for left in rows[at + 1 :]:
-                    tell(_left_out(left, row.shard))
+                    tell(self._left_out(left, row.shard))
                 return False
+            self._versions[row.identity.incarnation] = (outcome.version, self._reactor.seconds())
         return True
+
+    def _left_out(self, row: ShardInfo, refused: int) -> ShardOutcome:
+        """It was not asked; what it runs is what it has told last."""
+        app, _, version = row.load.app.partition(" ")
+        version, _ = self._versions.get(row.identity.incarnation, (version, 0.0))
+        error = f"not asked, since shard {refused} has failed"
+        return ShardOutcome(
+            shard=row.shard, was_asked=False, ok=False, app=app, version=version, before=version, error=error
+        )
 
     async def _ask(self, row: ShardInfo) -> Outcome:
         incarnation = row.identity.incarnation
@@ -216,15 +233,6 @@ class Reload:
 
 def _refused(error: str) -> Outcome:
     return Outcome(ok=False, app="", version="", before="", error=error)
-
-
-def _left_out(row: ShardInfo, refused: int) -> ShardOutcome:
-    """It was not asked; what it runs is what it has told the roster."""
-    app, _, version = row.load.app.partition(" ")
-    error = f"not asked, since shard {refused} has failed"
-    return ShardOutcome(
-        shard=row.shard, was_asked=False, ok=False, app=app, version=version, before=version, error=error
-    )
 
 
 def _problem(error: str) -> ShardOutcome:

@@ -105,6 +105,20 @@ def test_the_first_that_refuses_is_the_last(shards: Shards) -> None:
     assert (shards.done, shards.updaters[1].under_way) == ([False], [])
 
 
+def test_what_a_shard_runs_is_told_before_the_roster_knows_it(shards: Shards) -> None:
+    shards.updaters[0].at_once, shards.updaters[1].at_once = outcome(0), outcome(1)
+    shards.begin()
+    shards.wait()
+    shards.updaters[0].at_once = outcome(0, "no")
+    shards.begin()
+    shards.wait()
+    assert [one.version for one in shards.told if not one.was_asked] == ["new1"]
+    shards.wait(10.0)
+    shards.begin()
+    shards.wait()
+    assert shards.told[-1].version == "old"  # as the roster has it, whoever has told it so
+
+
 def test_another_shard_refuses(shards: Shards) -> None:
     shards.updaters[0].at_once = outcome(0)
     shards.updaters[1].at_once = outcome(1, "no")
