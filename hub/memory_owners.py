@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from spread.hub.errors import Fenced, MessageTooLarge
-from spread.hub.ownership import MAX_STATE_BYTES, OWNER_SECONDS, Ownership
+from spread.hub.ownership import GIVEN_UP_SECONDS, MAX_STATE_BYTES, OWNER_SECONDS, Ownership
 from spread.hub.reactor import Clock
 
 __all__ = ["MemoryOwners"]
@@ -57,7 +57,7 @@ class MemoryOwners:
         if self.owner_of(channel) == ownership:
             owner = self._owners[channel]
             owner.holder = ""
-            owner.until = self._clock.seconds() + OWNER_SECONDS
+            owner.until = self._clock.seconds() + GIVEN_UP_SECONDS
 
     def use(self, channel: str, fence: Ownership) -> None:
         """Something is done under an ownership.

@@ -1,7 +1,7 @@
 """Who owns a channel, what its owner has saved, and which shards live by their pulses, in Redis.
 
     PREFIX:owner:{CHANNEL}   hash: ``h`` incarnation of the owner, if there is one, ``e`` its epoch, or that
-                             of the last; for a day after the last use
+                             of the last; for a day after the last use, an hour if it was given up
     PREFIX:state:{CHANNEL}   string: what an owner has saved
     PREFIX:pulses            sorted set: incarnation by the millisecond until which it lives
 
@@ -22,7 +22,13 @@ from twisted.internet.defer import Deferred, fail
 from spread.hub.errors import Fenced, HubRefused, HubUnavailable, MessageTooLarge, ReplyError
 from spread.hub.keys import Keys, ShardKeys
 from spread.hub.link import CommandProtocol, Link
-from spread.hub.ownership import MAX_PULSE_SECONDS, MAX_STATE_BYTES, OWNER_SECONDS, Ownership
+from spread.hub.ownership import (
+    GIVEN_UP_SECONDS,
+    MAX_PULSE_SECONDS,
+    MAX_STATE_BYTES,
+    OWNER_SECONDS,
+    Ownership,
+)
 from spread.hub.scripts import run, run_script
 
 __all__ = ["REFUSED", "Owners", "Pulses", "fence_arguments", "fenced"]
@@ -76,12 +82,13 @@ class Owners:
     def take(self, channel: str, over: Ownership | None = None) -> Deferred[Ownership]:
         """See ``Owned``."""
         known = (b"", 0) if over is None else (_written(over), over.epoch)
-        taken = self._run_owner(channel, b"take", self._holder, *known)
+        taken = self._run_owner(channel, OWNER_SECONDS, b"take", self._holder, *known)
         return taken.addCallback(lambda reply: Ownership(reply[0].decode(), int(reply[1])))
 
     def give_up(self, channel: str, ownership: Ownership) -> Deferred[None]:
         """See ``Owned``."""
-        return self._run_owner(channel, b"give_up", _written(ownership)).addCallback(_nothing)
+        given_up = self._run_owner(channel, GIVEN_UP_SECONDS, b"give_up", _written(ownership))
+        return given_up.addCallback(_nothing)
 
     def save_state(
         self, channel: str, ownership: Ownership, state: bytes, ttl_seconds: int
@@ -99,9 +106,9 @@ class Owners:
         key = self._keys.state(channel)
         return _ask(self._link, lambda connection: run(connection, key, b"GET", key))
 
-    def _run_owner(self, channel: str, *arguments: bytes | int) -> Deferred[Any]:
+    def _run_owner(self, channel: str, seconds: int, *arguments: bytes | int) -> Deferred[Any]:
         keys = [self._keys.owner(channel)]
-        told = [OWNER_SECONDS, *arguments]
+        told = [seconds, *arguments]
         return _ask(self._link, lambda connection: run_script(connection, "owner", keys, told))
 
 

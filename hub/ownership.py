@@ -14,13 +14,27 @@ import msgspec
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-__all__ = ["MAX_PULSE_SECONDS", "MAX_STATE_BYTES", "OWNER_SECONDS", "Owned", "Ownership", "Pulsing"]
+__all__ = [
+    "GIVEN_UP_SECONDS",
+    "MAX_PULSE_SECONDS",
+    "MAX_STATE_BYTES",
+    "OWNER_SECONDS",
+    "Owned",
+    "Ownership",
+    "Pulsing",
+]
 
 MAX_STATE_BYTES = 1 << 20
 """What ``Owned.save_state`` takes at most."""
 
 OWNER_SECONDS = 86400
-"""How long an ownership, and the epoch of one that was given up, are remembered after the last use."""
+"""How long an ownership is remembered after the last use."""
+
+GIVEN_UP_SECONDS = 3600
+"""How long an epoch is remembered after it was given up.
+
+Not long, since channels may have names that clients make up. It need not be: the fence of a former owner
+differs from all that may come by its holder, too."""
 
 MAX_PULSE_SECONDS = 60.0
 """What ``Pulsing.pulse`` may be given: a longer pulse is taken for one from before the clock was set back."""

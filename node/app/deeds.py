@@ -264,8 +264,14 @@ class Deeds:
 
 
 def _is_somebody(user: object, client: object = "") -> None:
+    """
+    :raises TypeError: one is no text.
+    :raises ValueError: both are empty, which would be all anonymous clients.
+    """
     _is_name("user", "the name of a user", user)
     _is_name("client", "the id of a client", client)
+    if not user and not client:
+        raise ValueError("whom? An anonymous client has no user: give its id, client=client.id")
 
 
 def _is_name(what: str, meaning: str, value: object) -> None:

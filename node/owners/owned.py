@@ -93,7 +93,7 @@ class Owned:
 
     @property
     def epoch(self) -> int:
-        """Rises with each new owner of the channel."""
+        """Rises with each new owner of the channel, until nobody has owned it for an hour."""
         return self._bound.epoch
 
     # -- what a class has to say, all of it optional

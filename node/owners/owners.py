@@ -64,6 +64,12 @@ AGAIN_SECONDS = 0.2
 RETIRE_SECONDS = 2.0
 """So long the objects of a shard that stops may take to be handed over."""
 
+RETIRE_OBJECT_SECONDS = 0.001
+"""So much longer for each of them."""
+
+RETIRE_MORE_SECONDS = 8.0
+"""But no longer than that; service managers do not wait for ever."""
+
 OPENING_MAX = 32
 """Channels that ask the hub at a time, while they are opened: 10 ms of work, about."""
 
@@ -269,11 +275,12 @@ class Owners:
 
     async def _retire(self) -> None:
         self._offer = Offer()
+        seconds = RETIRE_SECONDS + min(RETIRE_MORE_SECONDS, len(self._desk.holdings) * RETIRE_OBJECT_SECONDS)
         told: Deferred[Any] = DeferredList(self._greet(self._met, is_first=False))
         self._place()
         ends: Deferred[Any] = DeferredList(cast("list[Deferred[Any]]", [told, self._desk.when_empty()]))
         try:
-            await ends.addTimeout(RETIRE_SECONDS, cast(Any, self._clock))
+            await ends.addTimeout(seconds, cast(Any, self._clock))
         except (TimeoutError, CancelledError):
             log.warn("{count} channels were not handed over", count=len(self._desk.holdings))
 

@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 from spread.hub.api import MAX_STATE_BYTES, History, Ownership
 from spread.hub.errors import Fenced, HubUnavailable, MessageTooLarge
 from spread.hub.memory_owners import SWEEP_SECONDS, MemoryOwners
-from spread.hub.ownership import OWNER_SECONDS
+from spread.hub.ownership import GIVEN_UP_SECONDS, OWNER_SECONDS
 from tests.hub.backends import Backend, OnFakeredis, OnMemory, OnValkey
 from tests.hub.shards import Shard, pause
 
@@ -239,6 +239,9 @@ class OnReal(OnValkey, OwnershipConformance, TestCase):
         for key, most in (("owner:{a}", OWNER_SECONDS), ("state:{a}", 60), ("pulses", 60)):
             left = int(self.server.command("TTL", f"spread:{key}"))
             self.assertTrue(0 < left <= most, (key, left))
+        await shard.hub.give_up("a", fence)
+        self.assertTrue(0 < int(self.server.command("TTL", "spread:owner:{a}")) <= GIVEN_UP_SECONDS)
+        fence = await shard.hub.take("a")
         for options in MODES:
             self.server.command("EXPIRE", "spread:owner:{a}", "100")
             await shard.publish("a", b"x", fence=fence, **options)
@@ -283,4 +286,8 @@ def test_in_memory_what_is_over_is_forgotten() -> None:
     assert owners.owner_of("a") == fence
     assert owners.owner_of("b") is None
     owners.take("c", "aa", None)
+    assert len(owners) == 2
+    owners.give_up("a", fence)
+    clock.advance(GIVEN_UP_SECONDS + SWEEP_SECONDS)
+    owners.take("d", "aa", None)
     assert len(owners) == 2
