@@ -288,6 +288,9 @@ class ClusterFaults(TestCase):
         await self.live(one, two)
         for shard in (one, two):
             await shard.hears("k0", [b"0", b"here", b"there", b"again"])
+        CLUSTER.open_migration(slot, source)
+        CLUSTER.move_keys(slot, target, source)
+        CLUSTER.finish_migration(slot, target, source)
 
     async def test_all_slots_of_a_node_move_at_once_and_back(self) -> None:
         shards = await self.shards()
