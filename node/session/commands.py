@@ -348,7 +348,10 @@ def _rpc(session: CentrifugeSession, request: RPCRequest) -> Deferred[Outcome] |
         raise Refused(codes.NOT_AVAILABLE)
 
     def told(data: bytes) -> Outcome:
-        return RPCResult(data_for(session.codec, data))
+        carried = data_for(session.codec, data)
+        if data and not carried:
+            raise Refused(codes.INTERNAL_ERROR, f"{request.method} gives bytes that are no JSON")
+        return RPCResult(carried)
 
     answer = logic.rpc(session, request.method, request.data)
     return answer.addCallback(told) if isinstance(answer, Deferred) else told(answer)

@@ -55,7 +55,11 @@ class Game(Cast):
 
     @rpc("give")
     def give(self, client: Any, what: str) -> Any:
-        return {**{name: given for name, (given, _) in GIVEN.items()}, **NONSENSE}[what]
+        return {
+            **{name: given for name, (given, _) in GIVEN.items()},
+            **NONSENSE,
+            "bytes that are no JSON": b'\xff"}',
+        }[what]
 
     @rpc("kinds")
     def kinds(self, client: Any, kind: str) -> Any:
@@ -126,6 +130,12 @@ def test_a_method_that_there_is_not(troupe: Troupe) -> None:
     assert not [name for name in troupe.host.hooks.stats if name.startswith("rpc")], (
         "nothing is counted by it"
     )
+
+
+def test_bytes_that_are_no_json_are_for_clients_of_protobuf(troupe: Troupe) -> None:
+    person = troupe.guest()
+    assert calls(person, "give", "bytes that are no JSON")["code"] == 100
+    assert calls(person, "ping") == "pong"
 
 
 def test_refusals_of_the_app_are_part_of_its_game() -> None:
