@@ -77,6 +77,14 @@ class Objects(Protocol):
         """It is one no more."""
         ...
 
+    def quiet(self) -> Deferred[None]:
+        """See ``AppHost.quiet``."""
+        ...
+
+    def resume(self) -> None:
+        """See ``AppHost.resume``."""
+        ...
+
     def prepare(self, app: App) -> Any:
         """See ``AppHost.prepare_objects``."""
         ...
@@ -232,6 +240,16 @@ class AppHost(Deeds):
         :raises RuntimeError: there would be more than ``app.max_timers``.
         """
         self.timers.check(app)
+
+    def quiet(self) -> Deferred[None]:
+        """Fires when no command of an object is under way, or after a while; those that come wait until
+        ``resume``. Never fails."""
+        return succeed(None) if self.objects is None else self.objects.quiet()
+
+    def resume(self) -> None:
+        """Commands go on."""
+        if self.objects is not None:
+            self.objects.resume()
 
     def prepare_objects(self, app: App) -> Any:
         """The objects of the old app as the new one has them. Changes nothing.

@@ -91,6 +91,14 @@ class Host(Protocol):
         """
         ...
 
+    def quiet(self) -> Deferred[None]:
+        """Fires when nothing is under way that would end in old objects, or after a while. Never fails."""
+        ...
+
+    def resume(self) -> None:
+        """What ``quiet`` has held up goes on."""
+        ...
+
     def prepare(self, app: Any) -> None:
         """See whether ``app`` can take over. Changes nothing.
 
@@ -237,8 +245,19 @@ class Updater:
             checked = await within(self._reactor, checked, self._seconds, "check()", guard)
         if checked is False:
             raise UpdateRefused("check() has returned False")
+        try:
+            await self._host.quiet()
+            self._take_over(app)
+        finally:
+            self._host.resume()
+        last, self._last = self._last, self._running.generation
+        self._running = loaded
+        if last is not None:
+            forget(last)
+
+    def _take_over(self, app: Any) -> None:
+        """In one turn: what happened between the export and the swap would be lost."""
         self._see_whether_it_stops()
-        # From here on in one turn: what happened between the export and the swap would be lost.
         self._host.prepare(app)
         state = self._exported(self._host.app)
         if state is not None:  # else the one that first exports something could not be updated to
@@ -246,10 +265,6 @@ class Updater:
                 _synchronous(app.import_state(state), "import_state()")
         objects = self._host.prepare_objects(app)
         self._host.swap(app, objects)
-        last, self._last = self._last, self._running.generation
-        self._running = loaded
-        if last is not None:
-            forget(last)
 
     def _see_whether_it_stops(self) -> None:
         if self._is_stopped:

@@ -17,7 +17,7 @@ from math import ceil
 from typing import Any, cast
 from zlib import crc32
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -99,6 +99,7 @@ class Holding:
         self._known = known
         self._gaps = -1
         self._is_verifying = False
+        self._is_paused = False
         self._waiting: deque[tuple[Call, float, Deferred[Outcome]]] = deque()
         self._ends: list[Deferred[None]] = []
         self._snapshots: Timer | None = None
@@ -249,7 +250,7 @@ class Holding:
         around = self._around
         if self.state is State.CLOSING or self.state is State.OVER:
             return not_here(call.number)
-        if self.may_act and not self._waiting:
+        if self.may_act and not self._waiting and not self._is_paused:
             return self._do(call)
         if len(self._waiting) >= around.limits.max_commands:
             around.counters.refused_full += 1
@@ -268,6 +269,25 @@ class Holding:
         """What was done while another shard may have taken over is not known to be done."""
         return outcome if self.may_act else Outcome(outcome.number, Result.UNKNOWN)
 
+    @property
+    def is_busy(self) -> bool:
+        """Commands of the object are under way."""
+        running = self.running
+        return (
+            self.state is State.OPEN and running is not None and running.in_flight > 0 and not running.is_over
+        )
+
+    def pause(self) -> Deferred[None]:
+        """Let commands wait that come from now on. Fires when none is under way any more."""
+        self._is_paused = True
+        return succeed(None) if self.running is None else self.running.when_idle()
+
+    def resume(self) -> None:
+        """Let them go on. Idempotent."""
+        if self._is_paused:
+            self._is_paused = False
+            self.look()
+
     def look(self) -> None:
         """This shard may have had a gap, or be sure again: go on."""
         if self.state is not State.OPEN or not self._around.live.is_sure:
@@ -277,7 +297,7 @@ class Holding:
                 self._is_verifying = True
                 self._go(self._verify())
             return
-        while self._waiting and self.may_act:
+        while self._waiting and self.may_act and not self._is_paused:
             call, until, done = self._pop()
             if self._around.steady() >= until:
                 done.callback(not_here(call.number))  # who called it does not wait for it any more

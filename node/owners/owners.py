@@ -73,6 +73,9 @@ RETIRE_MORE_SECONDS = 8.0
 OPENING_MAX = 32
 """Channels that ask the hub at a time, while they are opened: 10 ms of work, about."""
 
+QUIET_SECONDS = 2.0
+"""So long an update waits for commands that are under way."""
+
 OUTCOMES_MAX_BYTES = 256 << 10
 """Of what is told of commands at a time; the rest follows."""
 
@@ -217,6 +220,42 @@ class Owners:
 
     # -- updates -----------------------------------------------------------------------------------------
 
+    def quiet(self) -> Deferred[None]:
+        """Fires when no command is under way here, or after ``QUIET_SECONDS``. Never fails.
+
+        Until ``resume`` commands to objects that were busy wait. Those to others do not: a slow command holds
+        up its own channel alone.
+        """
+        return Deferred.fromCoroutine(self._quiet())
+
+    async def _quiet(self) -> None:
+        until = self._clock.seconds() + QUIET_SECONDS
+        while busy := [holding for holding in self._desk.holdings if holding.is_busy]:
+            idle = [holding.pause() for holding in busy]
+            if not await self._all_within(idle, max(0.0, until - self._clock.seconds())):
+                log.warn("commands of {channel} go on in the old object", channel=busy[0].channel)
+                return
+
+    async def _all_within(self, answers: list[Deferred[Any]], seconds: float) -> bool:
+        """``False``: there was no time. They are not cancelled, as a ``DeferredList`` would."""
+        done: Deferred[None] = Deferred()
+
+        def all_are(_: object) -> None:
+            if not done.called:
+                done.callback(None)
+
+        DeferredList(answers).addCallback(all_are)
+        try:
+            await done.addTimeout(seconds, cast(Any, self._clock))
+        except TimeoutError:
+            return False
+        return True
+
+    def resume(self) -> None:
+        """Commands that ``quiet`` has held up go on. Idempotent."""
+        for holding in self._desk.holdings:
+            holding.resume()
+
     def prepare(self, app: Any) -> Prepared:
         """The objects as ``app`` will have them. Changes nothing.
 
@@ -278,10 +317,7 @@ class Owners:
         seconds = RETIRE_SECONDS + min(RETIRE_MORE_SECONDS, len(self._desk.holdings) * RETIRE_OBJECT_SECONDS)
         told: Deferred[Any] = DeferredList(self._greet(self._met, is_first=False))
         self._place()
-        ends: Deferred[Any] = DeferredList(cast("list[Deferred[Any]]", [told, self._desk.when_empty()]))
-        try:
-            await ends.addTimeout(seconds, cast(Any, self._clock))
-        except (TimeoutError, CancelledError):
+        if not await self._all_within([told, self._desk.when_empty()], seconds):
             log.warn("{count} channels were not handed over", count=len(self._desk.holdings))
 
     def stop(self) -> Deferred[None]:

@@ -67,6 +67,8 @@ class Running:
         self._unconfirmed: dict[str, str] = {}
         self._settling: Timer | None = None
         self._idle: list[Deferred[None]] = []
+        self._formers: list[tuple[Owned, bytes]] = []
+        """Objects that were updated while commands were under way in them, and the state handed over."""
         self._tick_timer: Timer | None = None
         self._tick_due = 0.0
         self._ticked_at = 0.0
@@ -189,18 +191,19 @@ class Running:
             except Refused as error:
                 return refused(call.number, error.error)
         hook = self._hook(call.command)
+        object = self.object
         self.in_flight += 1
         try:
             answer = self._around.host.call(
                 hook, member, command.function, *args, convert=lambda value: encoded(value, hook)
             )
         except (Refused, Ended) as error:
-            return self._done(error, call.number)
+            return self._done(error, call.number, object)
         if not isinstance(answer, Deferred):
-            return self._done(answer, call.number)
-        return answer.addBoth(self._done, call.number)
+            return self._done(answer, call.number, object)
+        return answer.addBoth(self._done, call.number, object)
 
-    def _done(self, answer: Any, number: int) -> Outcome:
+    def _done(self, answer: Any, number: int, object: Owned) -> Outcome:
         self.in_flight -= 1
         if self._idle:  # whoever waits for it goes on when this one has been answered, and not meanwhile
             self._around.clock.callLater(0, self._look_idle)
@@ -214,7 +217,27 @@ class Running:
         if isinstance(error, BaseException):
             log.failure("a command of {channel}", Failure(error), channel=self.channel)
             return Outcome(number, Result.UNKNOWN)
+        if not self._is_kept(object):
+            log.warn(
+                "a command of {channel} has changed an object that had been updated meanwhile; its caller is "
+                "told that it is not known to be done",
+                channel=self.channel,
+            )
+            return Outcome(number, Result.UNKNOWN)
         return Outcome(number, Result.DONE, cast(bytes, answer))
+
+    def _is_kept(self, object: Owned) -> bool:
+        """What a command has done to this object is in the one that runs."""
+        handed = next((state for former, state in self._formers if former is object), None)
+        if not self.in_flight:
+            self._formers.clear()
+        if handed is None:
+            return True
+        try:
+            return _plain(object, self._hook("snapshot")) == handed
+        # It is the team's, of a version that has gone: whatever it raises, nothing is known.
+        except Exception:
+            return False
 
     # -- ticks -------------------------------------------------------------------------------------------
 
@@ -271,8 +294,7 @@ class Running:
         """
         made = shape.made(self, app, self.channel, self.members)
         if shape.keeps and self.shape.keeps:
-            state = _at_once(self.object.snapshot(), self._hook("snapshot"))
-            copy = msgspec.msgpack.decode(msgspec.msgpack.encode(state))
+            copy = msgspec.msgpack.decode(_plain(self.object, self._hook("snapshot")))
             _at_once(made.restore(copy), f"{shape.name}.restore")
         return made
 
@@ -282,6 +304,9 @@ class Running:
         had_state = shape.keeps and self.shape.keeps
         before = self.shape.cls.tick_seconds if self._tick_timer is not None else 0.0
         ticked_at = self._ticked_at
+        if self.in_flight and had_state:
+            # In the turn in which the new object was made of it.
+            self._formers.append((self.object, _plain(self.object, self._hook("snapshot"))))
         self.shape, self.object = shape, made
         self._is_ticking = False
         if not had_state:
@@ -360,6 +385,11 @@ def _at_once(answer: Any, hook: str) -> Any:
             answer.close()
         raise NotAtOnce(f"{hook}() must give its state at once, no Deferred or coroutine")
     return answer
+
+
+def _plain(object: Owned, hook: str) -> bytes:
+    """The object's state as msgpack."""
+    return msgspec.msgpack.encode(_at_once(object.snapshot(), hook))
 
 
 def _member(row: Row) -> Member:

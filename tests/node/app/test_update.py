@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from spread.node.app.load import Loaded, LoadError, forget, load
@@ -80,6 +80,12 @@ class Host:
     def prepare(self, app: Any) -> None:
         if self.wrong is not None:
             raise self.wrong
+
+    def quiet(self) -> Deferred[None]:
+        return succeed(None)
+
+    def resume(self) -> None:
+        pass
 
     def prepare_objects(self, app: Any) -> Any:
         return [app]

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from spread.node import App, Member, Owned, command, owns
 from spread.node.app.update import UpdateRefused
-from spread.node.testing import Stage
+from spread.node.testing import Refused, Stage
 from tests.node.owners.test_owners import OPEN
 
 
@@ -21,6 +21,7 @@ class Match(Owned):
     def __init__(self) -> None:
         self.passed = 0.0
         self.count = 0
+        self.total = 0
 
     def joined(self, member: Member) -> None:
         self.app.joins.append(member.user)
@@ -31,10 +32,10 @@ class Match(Owned):
         self.publish({"by": self.name, "passed": self.passed, "count": self.count})
 
     def snapshot(self) -> Any:
-        return [self.passed, self.count]
+        return [self.passed, self.count, self.total]
 
     def restore(self, state: Any) -> None:
-        self.passed, self.count = state
+        self.passed, self.count, self.total = state
 
     @command("who")
     def who(self, member: Member, params: Any) -> Any:
@@ -45,6 +46,17 @@ class Match(Owned):
         self.app.waiting.append(Deferred())
         await self.app.waiting[-1]
         return self.name
+
+    @command("add")
+    async def add(self, member: Member, params: Any) -> int:
+        self.app.waiting.append(Deferred())
+        await self.app.waiting[-1]
+        self.total += params
+        return self.total
+
+    @command("total")
+    def sum(self, member: Member, params: Any) -> int:
+        return self.total
 
 
 class Game(App):
@@ -128,6 +140,53 @@ def test_a_command_of_the_old_object_is_answered_once_by_it() -> None:
         assert client.rpc("match:1/who", None)[0] == "new"
         Game.waiting.pop().callback(None)
         assert asked.result(1) == "old"
+
+
+def test_what_a_command_that_is_under_way_does_is_handed_over() -> None:
+    with Stage(Game, OPEN) as stage:
+        client, other = played(stage), stage.client(user="bob")
+        other.subscribe("match:2")
+        asked = client.begin_rpc("match:1/add", 3)
+        updated = Deferred.fromCoroutine(stage.shards[0].update(version(Newer)))
+        stage.advance(0.5)
+        assert not updated.called
+        later = client.begin_rpc("match:1/total")
+        assert other.rpc("match:2/who")[0] == "old"  # who is not busy goes on
+        assert not later.is_answered
+        Game.waiting.pop().callback(None)
+        assert (asked.result(0.1), later.result(0.1)) == (3, 3)
+        assert updated.called and client.rpc("match:1/who")[0] == "new"
+
+
+def test_a_command_that_comes_too_late_to_be_handed_over_is_not_called_done() -> None:
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        changes, looks = client.begin_rpc("match:1/add", 3), client.begin_rpc("match:1/later")
+        stage.update(version(Newer))
+        look, change = Game.waiting.pop(), Game.waiting.pop()
+        look.callback(None)
+        assert looks.result(0.1) == "old"
+        change.callback(None)
+        with pytest.raises(Refused, match="100"):
+            changes.result(0.1)
+        assert client.rpc("match:1/total") == 0
+
+
+def test_commands_that_waited_for_an_update_that_fails_go_on() -> None:
+    class Failing(Match):
+        def restore(self, state: Any) -> None:
+            raise RuntimeError("no")
+
+    with Stage(Game, OPEN) as stage:
+        client = played(stage)
+        asked = client.begin_rpc("match:1/add", 3)
+        updated = Deferred.fromCoroutine(stage.shards[0].update(version(Failing)))
+        stage.advance(0.5)
+        later = client.begin_rpc("match:1/total")
+        Game.waiting.pop().callback(None)
+        assert (asked.result(0.1), later.result(0.1)) == (3, 3)
+        with pytest.raises(UpdateRefused, match="no"):
+            stage.wait(updated)
 
 
 def test_a_tick_that_is_not_done_does_not_hold_up_the_next_version() -> None:
