@@ -298,11 +298,12 @@ def _app(settings: Settings) -> Any:
 
 def _look_at(settings: Settings, app: Any, tables: Any) -> None:
     """With ``--check``: the app can be made, and says that it may run."""
-    from spread.node.app.host import look_at
     from spread.node.app.load import explain, own_name
+    from spread.node.app.making import look_at
 
     try:
-        look_at(app, tables)
+        for suspicion in look_at(app, tables):
+            click.echo(f"warning: {suspicion}", err=True)
     except Exception as error:
         click.echo(explain(error), err=True)
         raise _Fault(USAGE, f"app.app: {settings.app.app} must not run: {own_name(repr(error))}") from error

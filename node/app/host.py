@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from inspect import getattr_static, iscoroutine
-from types import FrameType, SimpleNamespace
-from typing import Any, Protocol, cast
+from inspect import iscoroutine
+from types import FrameType
+from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 from twisted.internet.defer import Deferred, succeed
@@ -36,11 +36,12 @@ from spread.node.app.data import (
 )
 from spread.node.app.deeds import KIND, Deeds
 from spread.node.app.hooks import Hooks
-from spread.node.app.lens import AppLens, at_once, patterns_of
-from spread.node.app.load import PREFIX, Loaded, own_name
-from spread.node.app.marks import Call, calls_of, everys_of, fits, remotes_of
+from spread.node.app.lens import AppLens
+from spread.node.app.load import PREFIX, Loaded
+from spread.node.app.making import awaited, construct, suspicions
+from spread.node.app.marks import Call, calls_of, remotes_of
 from spread.node.app.metrics import families
-from spread.node.app.timers import HELD, Timers
+from spread.node.app.timers import Timers
 from spread.node.app.update import within
 from spread.node.app.values import DROP, Identity, Subscribing, is_text
 from spread.node.app.watch import Watch
@@ -48,14 +49,13 @@ from spread.node.channels import Channels
 from spread.node.clients import Clients
 from spread.node.control import Control
 from spread.node.namespaces import Namespaces
-from spread.node.owners.owned import METHODS, Owned, shapes_of
 from spread.node.reactor import Turns
 from spread.node.session.logic import Admitted, Answer, Party
 from spread.node.session.shared import Ended, Refused
 from spread.node.session.subscribing import Grant
 from spread.node.settings import AppSettings
 
-__all__ = ["AppHost", "Objects", "construct", "look_at"]
+__all__ = ["AppHost", "Objects"]
 
 
 class Objects(Protocol):
@@ -104,61 +104,6 @@ class Objects(Protocol):
     def stop(self) -> Deferred[None]:
         """All clients have gone. Never fails."""
         ...
-
-
-def construct(app_class: type[Any], host: AppHost | None) -> App:
-    """An app that does not run yet.
-
-    :raises TypeError: it is no ``App``, or something is wrong with one of its methods, or with ``views``,
-        ``watch`` or ``objects``.
-    :raises Exception: what its ``__init__`` raises.
-    """
-    if not issubclass(app_class, App):
-        raise TypeError(f"{app_class.__qualname__} is no subclass of spread.node.App")
-    calls_of(app_class), remotes_of(app_class), everys_of(app_class)
-    at_once(app_class)
-    patterns_of(app_class), patterns_of(app_class, "watch")
-    for name in HOOKS:
-        if not callable(getattr(app_class, name)):
-            raise TypeError(f"{app_class.__qualname__}.{name} is a hook, and nothing that can be called")
-    fits(app_class, App, (*HOOKS, "check", "export_state", "import_state"))
-    for shape in shapes_of(app_class):
-        fits(shape.cls, Owned, METHODS)
-    app = app_class.__new__(app_class)
-    # Before its own __init__, which may want timers, and need not call that of App.
-    vars(app).update({"_host": host, HELD: []})
-    if getattr_static(app_class, "log") is vars(App)["log"]:
-        # A logger makes a name of the class's, which is a private one.
-        vars(app)["log"] = Logger(own_name(f"{app_class.__module__}.{app_class.__qualname__}"))
-    app_class.__init__(app)
-    return app
-
-
-class _Nowhere:
-    """Stands for the shard of an app that is only looked at: it has tables, timers that never begin, and
-    nothing else."""
-
-    def __init__(self, tables: Any) -> None:
-        self.tables = None if tables is None else SimpleNamespace(tables=tables)
-        self.timers = Timers(cast(Clock, None), lambda *_: None, lambda: None, AppSettings().max_timers)
-
-    def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"{name}: this app is only looked at, and in no shard")
-
-
-def look_at(loaded: Loaded, tables: Any) -> None:
-    """Construct an app that will not run, and ask whether it may; a ``check`` that waits is not waited for.
-
-    :param tables: what it finds as ``self.tables``.
-    :raises Exception: what is wrong with it.
-    """
-    answer = construct(loaded.app_class, cast(Any, _Nowhere(tables))).check()
-    if answer is False:
-        raise RuntimeError("check() has returned False")
-    if isinstance(answer, Deferred):
-        answer.addErrback(lambda failure: None)
-    elif hasattr(answer, "close"):
-        answer.close()
 
 
 class AppHost(Deeds):
@@ -298,6 +243,8 @@ class AppHost(Deeds):
         with self.guarded("__init__"):
             app = self.construct(loaded)
         self._module = type(app).__module__.partition(".")[0]
+        for suspicion in suspicions(type(app)):
+            self.log.warn("{suspicion}", suspicion=suspicion)
         with self.guarded("check"):
             checked = app.check()
         if await self._in_time("check", checked, self._load_seconds) is False:
@@ -312,7 +259,7 @@ class AppHost(Deeds):
 
     def _in_time(self, name: str, answer: Any, seconds: float) -> Deferred[Any]:
         """:raises UpdateRefused: (as a failure) it takes longer, and is cancelled."""
-        waiting = Deferred.fromCoroutine(_answer(answer))
+        waiting = Deferred.fromCoroutine(awaited(answer))
         return within(self._clock, waiting, seconds, f"{name}()", lambda: self.guarded(name))
 
     async def stop(self) -> None:
@@ -533,10 +480,6 @@ class AppHost(Deeds):
             client = self.client(session)
             if client.was_told:
                 yield client
-
-
-async def _answer(answer: Any) -> Any:
-    return await answer if hasattr(answer, "__await__") else answer
 
 
 def _granted(value: Any) -> Grant | None:

@@ -6,6 +6,7 @@ anything of it runs.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterable
@@ -14,12 +15,15 @@ from typing import Any, TypeVar
 import msgspec
 
 __all__ = [
-    *("Call", "calls_of", "every", "everys_of", "fits", "remote", "remotes_of", "repeating", "rpc"),
+    *("Call", "calls_of", "every", "everys_of", "fits", "remote", "remotes_of", "repeating", "rpc", "slips"),
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 RPC, REMOTE, EVERY = "__spread_rpc__", "__spread_remote__", "__spread_every__"
+
+SLIP_LIKENESS = 0.9
+"""Of two names, by ``difflib``: with less, ``connect`` would be taken for ``connected``."""
 
 MIN_SECONDS = 0.001
 """Of a timer that repeats."""
@@ -169,6 +173,21 @@ def fits(cls: type, base: type, names: Iterable[str]) -> None:
         function = inspect.getattr_static(cls, name)
         if inspect.isfunction(function):
             _takes(function, list(inspect.signature(getattr(base, name)).parameters))
+
+
+def slips(cls: type, base: type, names: Iterable[str]) -> list[str]:
+    """Methods that look like slips of the pen: as sentences, for a warning. Nobody calls ``publising``."""
+    wanted = list(names)
+    found = []
+    for name in dir(cls):
+        if name.startswith("_") or hasattr(base, name) or not inspect.isfunction(getattr(cls, name)):
+            continue
+        if not any(mark.startswith("__spread_") for mark in vars(getattr(cls, name))):
+            found += [
+                f"{cls.__qualname__}.{name} is called by nobody; did you mean {near}?"
+                for near in difflib.get_close_matches(name, wanted, 1, SLIP_LIKENESS)
+            ]
+    return found
 
 
 def _takes(function: Callable[..., Any], names: list[str]) -> None:

@@ -13,7 +13,7 @@ from spread.hub.api import Format
 from spread.node.app.app import App
 from spread.node.app.data import decoded, payload_of
 from spread.node.app.deeds import KIND, without_app
-from spread.node.app.host import construct, look_at
+from spread.node.app.making import construct, look_at
 from spread.node.app.marks import every, remote, rpc
 from spread.node.app.values import DROP, Disconnect, Identity, Refuse, RemoteError, Subscribing
 from spread.node.session.shared import Refused
@@ -591,3 +591,25 @@ def test_nobody_means_all_who_are_anonymous() -> None:
     app.disconnect("", client=person.client)
     troupe.turn()
     assert person.closed is not None and person.closed[0] == 4500
+
+
+def test_what_looks_like_a_slip_of_the_pen_is_said() -> None:
+    class Wrong(Cast):
+        def publising(self) -> None: ...
+
+        def connect(self) -> None: ...
+
+        @rpc("subscribng")
+        def subscribng(self, client: Any) -> None: ...
+
+    slip = f"{Wrong.__qualname__}.publising is called by nobody; did you mean publishing?"
+    assert look_at(loaded(Wrong), None) == [slip]
+    assert look_at(loaded(Cast), None) == []
+
+
+@pytest.mark.parametrize("does", ["return False", "raise KeyError('sword')"])
+def test_an_async_check_is_asked_as_far_as_it_does_not_wait(does: str) -> None:
+    names: dict[str, Any] = {}
+    exec(f"async def check(self):\n    {does}", names)
+    with pytest.raises((RuntimeError, KeyError), match=r"False|sword"):
+        look_at(loaded(type("Wrong", (Cast,), {"check": names["check"]})), None)

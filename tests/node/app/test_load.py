@@ -15,8 +15,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from spread.node.app.host import construct
 from spread.node.app.load import LoadError, explain, forget, generations, load, team_frame
+from spread.node.app.making import construct
 from tests.node.app.teams import Team
 
 

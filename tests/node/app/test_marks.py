@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spread.node import App, Owned, command, every, owns, remote, rpc
-from spread.node.app.host import construct
+from spread.node.app.making import construct
 
 
 @pytest.mark.parametrize("mark", [rpc, every, owns, command])
