@@ -35,7 +35,9 @@ BUCKETS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 """Upper bounds in seconds; what took longer is counted in all."""
 
 ERRORS_PER_SECOND = 20.0
-"""Errors of hooks in the log; what is above is counted, and the count is told with the next."""
+"""Of each hook, in the log: one that fails all the time must not hide the others.
+
+What is above is counted, and told with the next."""
 
 LOG_MAX_CHARACTERS = 20_000
 """Of one error in the log; of a longer text, which an exception may have, the middle is left out."""
@@ -54,14 +56,16 @@ _UNFINISHED = (GeneratorType, AsyncGeneratorType)
 class HookStats:
     """What became of all calls of one hook."""
 
-    __slots__ = ("calls", "counts", "errors", "seconds", "timeouts")
+    __slots__ = ("calls", "counts", "errors", "rate", "seconds", "timeouts", "unlogged")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
         self.calls = 0
         self.errors = 0
         self.timeouts = 0
         self.seconds = 0.0
         self.counts = [0] * (len(BUCKETS) + 1)
+        self.rate = Rate(ERRORS_PER_SECOND, now)
+        self.unlogged = 0
 
     def took(self, seconds: float) -> None:
         """A call has come to its end."""
@@ -87,8 +91,6 @@ class Hooks:
         self._watch = watch
         self._seconds = seconds
         self._max_waiting = max_waiting
-        self._rate = Rate(ERRORS_PER_SECOND, clock.seconds())
-        self._unlogged = 0
 
     def call(
         self,
@@ -133,7 +135,7 @@ class Hooks:
         stats = self.stats.get(hook)
         if stats is None:
             name = hook if len(self.stats) < MAX_NAMES else OTHERS
-            stats = self.stats.setdefault(name, HookStats())
+            stats = self.stats.setdefault(name, HookStats(self._clock.seconds()))
         return stats
 
     def notify(self, hook: str, client: Client | None, function: Callable[..., Any], *args: Any) -> None:
@@ -273,10 +275,11 @@ class Hooks:
         return Refused(codes.INTERNAL_ERROR)
 
     def _log(self, hook: str, client: Client | None, text: str) -> None:
-        if not self._rate.take(self._clock.seconds()):
-            self._unlogged += 1
+        stats = self._stats_of(hook)
+        if not stats.rate.take(self._clock.seconds()):
+            stats.unlogged += 1
             return
-        unlogged, self._unlogged = self._unlogged, 0
+        unlogged, stats.unlogged = stats.unlogged, 0
         if len(text) > LOG_MAX_CHARACTERS:
             half = LOG_MAX_CHARACTERS // 2
             text = f"{text[:half]} … {text[-half:]}"

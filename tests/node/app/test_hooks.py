@@ -180,6 +180,16 @@ def test_errors_are_no_flood() -> None:
     assert stage.hooks.stats["hook"].errors == 101
 
 
+def test_one_that_fails_all_the_time_does_not_hide_the_others() -> None:
+    stage = Stage()
+    with log_of() as lines:
+        for _ in range(100):
+            stage.call(raises(KeyError("x")))
+        with pytest.raises(Refused):
+            stage.hooks.call("other", None, raises(KeyError("y")))
+    assert lines[-1].startswith("other: ")
+
+
 def test_who_has_nothing_to_refuse() -> None:
     stage = Stage()
 
