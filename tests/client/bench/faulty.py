@@ -39,7 +39,6 @@ class FaultyServer:
                 return
             with self._lock:
                 self._members.append(client)
-            client.sendall(b"welcome\n")
             thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -47,6 +46,7 @@ class FaultyServer:
     def _serve(self, client: socket.socket) -> None:
         with client, client.makefile("rb") as lines:
             try:
+                client.sendall(b"welcome\n")
                 for line in lines:
                     self._spread(client, line)
             except OSError:
