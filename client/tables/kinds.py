@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import date, time, timedelta
 
@@ -53,7 +54,7 @@ class NoKind(Exception):
     """The second header row holds something that is no type."""
 
 
-class Kind:
+class Kind(ABC):
     """What a column holds."""
 
     spelled: str
@@ -63,20 +64,20 @@ class Kind:
     has_bounds = False
     can_be_key = False
 
+    @abstractmethod
     def read(self, cell: object) -> Value:
         """The value of a cell that is not blank.
 
         :raises Unfit: it is none.
         """
-        raise NotImplementedError
 
     def blank(self) -> Value:
         """The value of a blank cell."""
         return None
 
     def measure(self, value: Value) -> float:
-        """What the bounds of a column apply to."""
-        raise NotImplementedError
+        """What the bounds of a column apply to: it has some only where ``has_bounds`` says so."""
+        raise TypeError(f"{self.spelled} has no bounds")
 
 
 class Int(Kind):

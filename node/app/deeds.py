@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ OUTCOME_MAX_BYTES = ANSWER_MAX_BYTES - 64
 """Of what a method gives to another shard."""
 
 
-class Deeds:
+class Deeds(ABC):
     """See ``App``, method by method."""
 
     objects: Objects | None
@@ -259,8 +260,8 @@ class Deeds:
             return answer.addCallbacks(_succeeded, _failed)
         return _succeeded(answer)
 
-    def _run_remote(self, call: Call, data: Any) -> Answer[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _run_remote(self, call: Call, data: Any) -> Answer[Any]: ...
 
 
 def _is_somebody(user: object, client: object = "") -> None:

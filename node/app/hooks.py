@@ -8,7 +8,8 @@ client's id, and counted by the name of the hook.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from functools import partial
 from inspect import iscoroutine
 from time import perf_counter
 from types import AsyncGeneratorType, GeneratorType
@@ -23,6 +24,7 @@ from spread.node import codes
 from spread.node.app.client import Client
 from spread.node.app.data import Nonsense
 from spread.node.app.load import explain
+from spread.node.app.steps import stepped
 from spread.node.app.values import Disconnect, Refuse
 from spread.node.app.watch import HookBlocked, Watch
 from spread.node.limits import Rate
@@ -118,7 +120,7 @@ class Hooks:
             finally:
                 self._watch.leave(before)
             if iscoroutine(answer):
-                answer = Deferred.fromCoroutine(self._stepped(hook, answer))
+                answer = Deferred.fromCoroutine(stepped(answer, partial(self._watch.named, hook)))
             if not isinstance(answer, Deferred):
                 stats.took(perf_counter() - began)
                 if isinstance(answer, _UNFINISHED):
@@ -153,27 +155,6 @@ class Hooks:
             client.disconnect(error.disconnect.code, error.disconnect.reason)
         elif not (isinstance(error, Refused) and error.error is codes.INTERNAL_ERROR):
             self._log(hook, client, f"it has raised {error!r}, and there is nothing to refuse")
-
-    def _stepped(self, hook: str, coroutine: Any) -> Generator[Any, Any, Any]:
-        """A coroutine, each of whose steps is looked at by the watch."""
-        step, value = coroutine.send, None
-        while True:
-            before = self._watch.enter(hook)
-            try:
-                awaited = step(value)
-            except StopIteration as ended:
-                return ended.value
-            finally:
-                self._watch.leave(before)
-            try:
-                value = yield awaited
-                step = coroutine.send
-            # Whatever it is, the coroutine is told of it.
-            except GeneratorExit:
-                coroutine.close()
-                raise
-            except BaseException as error:
-                step, value = coroutine.throw, error
 
     def _awaited(
         self, hook: str, client: Client | None, answer: Deferred[Any], began: float, convert: Convert | None

@@ -12,7 +12,7 @@ is under way in it may import; that of the one before goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from functools import partial
@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 
 from spread.hub.reactor import Clock
 from spread.node.app.load import Loaded, LoadError, explain, forget, harmless
+from spread.node.app.steps import stepped
 
 __all__ = ["Host", "Loader", "NotPlain", "Outcome", "State", "UpdateRefused", "Updater", "plain_copy"]
 
@@ -239,9 +240,9 @@ class Updater:
         with self._host.guarded("check"):
             checked = app.check()
         if isinstance(checked, Deferred) or isawaitable(checked):
-            if not isinstance(checked, Deferred):
-                checked = Deferred.fromCoroutine(_stepped(self._host, "check", checked))
             guard = partial(self._host.guarded, "check")
+            if not isinstance(checked, Deferred):
+                checked = Deferred.fromCoroutine(stepped(checked, guard))
             checked = await within(self._reactor, checked, self._seconds, "check()", guard)
         if checked is False:
             raise UpdateRefused("check() has returned False")
@@ -360,27 +361,6 @@ def _culprit(value: Any, name: str, depth: int) -> str:
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
             return _culprit(part, inner, depth + 1)
     return name
-
-
-def _stepped(host: Host, name: str, awaitable: Any) -> Generator[Any, Any, Any]:
-    """For ``Deferred.fromCoroutine``: each step of ``awaitable`` is ended when it blocks for too long."""
-    coroutine: Any = awaitable if iscoroutine(awaitable) else awaitable.__await__()
-    step, value = coroutine.send, None
-    while True:
-        with host.guarded(name):
-            try:
-                awaited = step(value)
-            except StopIteration as ended:
-                return ended.value
-        try:
-            value = yield awaited
-            step = coroutine.send
-        # Whatever it is, the coroutine is told of it.
-        except GeneratorExit:
-            coroutine.close()
-            raise
-        except BaseException as error:
-            step, value = coroutine.throw, error
 
 
 def _synchronous(answer: Any, what: str) -> None:

@@ -95,16 +95,22 @@ class Watch:
         self._now = before
 
     @contextmanager
-    def guarded(self, name: str) -> Iterator[None]:
-        """The same around a block; ended, it raises ``TimeoutError``, with the line where it was."""
-        before = self._now
+    def named(self, name: str) -> Iterator[None]:
+        """The same around a block."""
+        before = self.enter(name)
         try:
-            self._now = Activity(name)
             yield
+        finally:
+            self.leave(before)
+
+    @contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        """The same; ended, it raises ``TimeoutError``, with the line where it was."""
+        try:
+            with self.named(name):
+                yield
         except HookBlocked as blocked:
             raise TimeoutError(str(blocked)) from None
-        finally:
-            self._now = before
 
     # -- begin and end --------------------------------------------------------------------------------------
 

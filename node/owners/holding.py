@@ -231,11 +231,11 @@ class Holding:
             self._is_wanted = self._is_wanted and shape is not None
             return False
         try:
-            made = running.successor(shape, self._around.host.app)
+            successor = running.successor(shape, self._around.host.app)
         except Exception:
             log.failure("handing over {channel}", channel=self.channel)
             raise Refused(codes.INTERNAL_ERROR) from None
-        running.succeed(made, shape)
+        running.succeed(successor)
         return True
 
     # -- while it runs -----------------------------------------------------------------------------------

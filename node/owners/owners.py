@@ -31,10 +31,11 @@ from spread.node.owners.gate import Gate
 from spread.node.owners.holding import HUB_SECONDS, RELEASE_SECONDS, Holding, State
 from spread.node.owners.live import Live
 from spread.node.owners.metrics import families
-from spread.node.owners.owned import Owned, Shape, shapes_of
+from spread.node.owners.owned import Owned, shapes_of
 from spread.node.owners.places import Places
 from spread.node.owners.reports import Reports
 from spread.node.owners.routes import Routes
+from spread.node.owners.running import Successor
 from spread.node.owners.surroundings import Host, Hub, Limits, Surroundings
 from spread.node.owners.wire import (
     Batch,
@@ -118,7 +119,7 @@ class Prepared(NamedTuple):
 
     shapes: Shapes
     offer: Offer
-    made: list[tuple[Holding, Owned, Shape]]
+    made: list[tuple[Holding, Successor]]
 
 
 class Owners:
@@ -270,12 +271,12 @@ class Owners:
                 matching(pattern)
             except BadPattern as error:
                 raise ValueError(f"{type(app).__name__}.watch: {pattern!r}: {error}") from None
-        made: list[tuple[Holding, Owned, Shape]] = []
+        made: list[tuple[Holding, Successor]] = []
         for holding in self._desk.holdings:
             shape = shapes.of(holding.channel)
             if shape is not None and holding.running is not None and holding.state is State.OPEN:
                 try:
-                    made.append((holding, holding.running.successor(shape, app), shape))
+                    made.append((holding, holding.running.successor(shape, app)))
                 except Exception as error:
                     raise RuntimeError(f"the object of {holding.channel}: {error!r}") from error
         return Prepared(shapes, Offer(shapes.patterns, watch), made)
@@ -283,9 +284,9 @@ class Owners:
     def swap(self, app: Any, prepared: Prepared) -> None:
         """From now on objects are those of ``app``. Never fails."""
         self._desk.shapes = prepared.shapes
-        for holding, object, shape in prepared.made:
+        for holding, successor in prepared.made:
             if holding.running is not None and holding.state is State.OPEN:
-                holding.running.succeed(object, shape)
+                holding.running.succeed(successor)
         if prepared.offer != self._offer:
             self._offer = prepared.offer
             self._greet(self._met, is_first=False)

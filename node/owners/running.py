@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
@@ -21,7 +21,7 @@ from spread.node.owners.surroundings import Surroundings
 from spread.node.owners.wire import Call, Outcome, Result, Row
 from spread.node.session.shared import Ended, Refused
 
-__all__ = ["NotAtOnce", "Running", "refused"]
+__all__ = ["NotAtOnce", "Running", "Successor", "refused"]
 
 SETTLE_SECONDS = 2.0
 """Members of a snapshot whose shards have said nothing of them by then have left."""
@@ -31,6 +31,15 @@ log = Logger("spread.node.owners")
 
 class NotAtOnce(TypeError):
     """``snapshot`` or ``restore`` has given a Deferred."""
+
+
+class Successor(NamedTuple):
+    """The object of another version of the app, for a channel that is open."""
+
+    object: Owned
+    shape: Shape
+    state: bytes | None
+    """What it was given, as msgpack; ``None``: it begins anew."""
 
 
 class Running:
@@ -234,10 +243,10 @@ class Running:
         if handed is None:
             return True
         try:
-            return _plain(object, self._hook("snapshot")) == handed
-        # It is the team's, of a version that has gone: whatever it raises, nothing is known.
-        except Exception:
-            return False
+            now = self._at_once("snapshot", object.snapshot, convert=msgspec.msgpack.encode)
+        except (Refused, Ended):
+            return False  # it was logged
+        return bool(now == handed)
 
     # -- ticks -------------------------------------------------------------------------------------------
 
@@ -287,29 +296,32 @@ class Running:
         )
         return taken
 
-    def successor(self, shape: Shape, app: Any) -> Owned:
+    def successor(self, shape: Shape, app: Any) -> Successor:
         """A new object of another version's class, with the state of this one. Changes nothing here.
 
         :raises Exception: why there can be none.
         """
         made = shape.made(self, app, self.channel, self.members)
+        state = None
         if shape.keeps and self.shape.keeps:
-            copy = msgspec.msgpack.decode(_plain(self.object, self._hook("snapshot")))
-            _at_once(made.restore(copy), f"{shape.name}.restore")
-        return made
+            state = msgspec.msgpack.encode(_at_once(self.object.snapshot(), self._hook("snapshot")))
+            _at_once(made.restore(msgspec.msgpack.decode(state)), f"{shape.name}.restore")
+        return Successor(made, shape, state)
 
-    def succeed(self, made: Owned, shape: Shape) -> None:
-        """From now on that is the object. Its ticks come when the next of the old one was due, if they are as
-        far apart; the time since the last tick is the first one's ``dt``."""
-        had_state = shape.keeps and self.shape.keeps
+    def succeed(self, successor: Successor) -> None:
+        """From now on that is the object, in the turn in which it was made. Never fails.
+
+        Its ticks come when the next of the old one was due, if they are as far apart; the time since the last
+        tick is the first one's ``dt``.
+        """
+        made, shape, state = successor
         before = self.shape.cls.tick_seconds if self._tick_timer is not None else 0.0
         ticked_at = self._ticked_at
-        if self.in_flight and had_state:
-            # In the turn in which the new object was made of it.
-            self._formers.append((self.object, _plain(self.object, self._hook("snapshot"))))
+        if self.in_flight and state is not None:
+            self._formers.append((self.object, state))
         self.shape, self.object = shape, made
         self._is_ticking = False
-        if not had_state:
+        if state is None:
             if shape.has("opened"):
                 self._around.host.notify(self._hook("opened"), None, made.opened, self.channel)
             for member in list(self.members.values()):
@@ -385,11 +397,6 @@ def _at_once(answer: Any, hook: str) -> Any:
             answer.close()
         raise NotAtOnce(f"{hook}() must give its state at once, no Deferred or coroutine")
     return answer
-
-
-def _plain(object: Owned, hook: str) -> bytes:
-    """The object's state as msgpack."""
-    return msgspec.msgpack.encode(_at_once(object.snapshot(), hook))
 
 
 def _member(row: Row) -> Member:

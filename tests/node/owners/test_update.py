@@ -172,6 +172,29 @@ def test_a_command_that_comes_too_late_to_be_handed_over_is_not_called_done() ->
         assert client.rpc("match:1/total") == 0
 
 
+def test_a_state_is_asked_for_once_and_who_cannot_be_asked_again_is_not_known_to_be_done() -> None:
+    class Once(Match):
+        def snapshot(self) -> Any:
+            self.app.asked += 1
+            if self.app.asked > 1:
+                raise RuntimeError("again?")
+            return super().snapshot()
+
+    first = type("First", (Game,), {"objects": (owns("match:*")(Once),), "asked": 0})
+    with Stage(first, {**OPEN, "app": {"hook_seconds": 30.0}}) as stage:
+        Once.snapshot_seconds = 0.0
+        client = played(stage)
+        asked = client.begin_rpc("match:1/later")
+        stage.app(0).asked = 0
+        stage.update(version(Newer))
+        assert client.rpc("match:1/who")[0] == "new"
+        Game.waiting.pop().callback(None)
+        with pytest.raises(Refused, match="100"):
+            asked.result(0.1)
+        assert "again?" in stage.errors[0]
+        stage.errors.clear()
+
+
 def test_commands_that_waited_for_an_update_that_fails_go_on() -> None:
     class Failing(Match):
         def restore(self, state: Any) -> None:
